@@ -1,0 +1,95 @@
+// A model: config, weights and tokenizer. Immutable; any number of sessions share it.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "lockstep/text.h"
+
+namespace lockstep {
+
+struct Batch;
+class Taps;
+class Tensor;
+
+/// How products are computed (design: numerics). f32: everything in f32. exact: activations as
+/// 16-bit fixed point per block of 32 where weights are integers, f32 elsewhere.
+enum class Precision { f32, exact };
+/// "f32", "exact"
+std::string_view precision_name(Precision precision);
+/// Error `invalid_argument` for another name.
+Precision parse_precision(std::string_view name);
+
+struct ModelOptions {
+  Precision precision = Precision::exact;
+  std::string isa;  ///< kernels to use; empty: the best this processor runs
+  int threads = 0;  ///< 0: as many as the machine gives this process
+  /// Called with the share of weights packed so far, 0..1, from the loading thread.
+  std::function<void(double)> progress;
+};
+
+/// What a session must keep for a model: one KV cache a layer.
+struct CacheShape {
+  int64_t layers = 0;
+  int64_t kv_heads = 0;
+  int64_t head_dim = 0;
+  std::vector<int64_t> windows;  ///< [layers]: keys a query sees, itself included; 0: all
+};
+
+/// Facts about a loaded model, as `inspect` prints them.
+struct ModelInfo {
+  std::string architecture;
+  std::string format;
+  int64_t layers = 0;
+  int64_t hidden = 0;
+  int64_t heads = 0;
+  int64_t vocab = 0;
+  int64_t context = 0;         ///< positions the model was made for
+  int64_t parameters = 0;
+  int64_t stored_bytes = 0;    ///< weights as the file holds them
+  int64_t token_bytes = 0;     ///< of these, read for one token of decode
+  int64_t row_weights = 0;     ///< weights one row is multiplied with, the head excluded
+  int64_t head_weights = 0;    ///< those of the head, for a row whose logits are wanted
+  std::vector<std::string> unread_keys;  ///< config keys that nothing read, all without influence
+};
+
+class Model {
+ public:
+  /// Loads a `.gguf` file or a model directory. Error if anything in config or weights is missing,
+  /// misshapen, surplus or not computed by lockstep.
+  static std::shared_ptr<const Model> load(const std::filesystem::path& path,
+                                           const ModelOptions& options = {});
+  ~Model();
+
+  const ModelInfo& info() const;
+  CacheShape cache_shape() const;
+  Precision precision() const;
+  std::string_view isa() const;
+  int threads() const;
+
+  /// Error `not_found` if the files hold no tokenizer.
+  const Tokenizer& tokenizer() const;
+  bool has_tokenizer() const;
+  /// nullptr if the model has none.
+  const ChatTemplate* chat_template() const;
+  /// Ids that end a reply, sorted.
+  const std::vector<int32_t>& end_ids() const;
+
+  /// One pass over the rows of a batch; appends to the caches, whose lengths are the caller's to
+  /// advance. Returns the logits [rows asked for, vocab].
+  Tensor forward(Batch& batch, Taps& taps) const;
+
+  struct State;
+
+ private:
+  explicit Model(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace lockstep

@@ -1,0 +1,96 @@
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "cli/cli.h"
+#include "lockstep/bench.h"
+
+namespace lockstep::cli {
+namespace {
+
+struct Flags {
+  ModelFlags model;
+  BenchOptions bench;
+  bool json = false;
+};
+
+nlohmann::json spread_json(const Spread& spread) {
+  return {{"median", spread.median}, {"least", spread.least}, {"most", spread.most}};
+}
+
+void print_json(const Model& model, const BenchOptions& options, const BenchResult& result,
+                const MachineLimits& limits, double decode_share, double prefill_share) {
+  const nlohmann::json out = {
+      {"prefill_tps", result.prefill_tps.median},
+      {"decode_tps", result.decode_tps.median},
+      {"prefill_spread", spread_json(result.prefill_tps)},
+      {"decode_spread", spread_json(result.decode_tps)},
+      {"decode_gbs", result.decode_gbs},
+      {"prefill_gops", result.prefill_gops},
+      {"limits",
+       {{"read_gbs", limits.read_gbs},
+        {"int8_gops", limits.int8_gops},
+        {"bf16_gops", limits.bf16_gops},
+        {"f32_gops", limits.f32_gops}}},
+      {"decode_share", decode_share},
+      {"prefill_share", prefill_share},
+      {"token_bytes", result.token_bytes},
+      {"prefill", options.prefill},
+      {"decode", options.decode},
+      {"depth", options.depth},
+      {"streams", options.streams},
+      {"repeat", options.repeat},
+      {"threads", model.threads()},
+      {"isa", model.isa()},
+      {"precision", precision_name(model.precision())}};
+  std::printf("%s\n", out.dump().c_str());
+}
+
+void run(Flags flags) {
+  const auto model = flags.model.load();
+  flags.bench.session = flags.model.session_options();
+  flags.bench.progress = [](double share) { show_progress("Measuring", share); };
+  const BenchResult result = run_bench(model, flags.bench);
+  const MachineLimits limits = measure_limits(model->threads(), flags.model.isa);
+  const double decode_share = result.decode_gbs / limits.read_gbs;
+  const double prefill_share = result.prefill_gops / limits.int8_gops;
+  if (flags.json) {
+    print_json(*model, flags.bench, result, limits, decode_share, prefill_share);
+    return;
+  }
+  const auto row = [](const char* what, int64_t tokens, const Spread& tps, double rate, const char* unit, double share) {
+    std::printf("%-8s %5lld tokens  %8.1f tokens/s (%.1f to %.1f)  %7.1f %s, %.0f %% of the limit\n", what,
+                static_cast<long long>(tokens), tps.median, tps.least, tps.most, rate, unit, share * 100);
+  };
+  std::printf("%s, %s, %d threads; %d rounds, median (least to most)\n", std::string(model->isa()).c_str(),
+              std::string(precision_name(model->precision())).c_str(), model->threads(), flags.bench.repeat);
+  row("prefill", flags.bench.prefill, result.prefill_tps, result.prefill_gops, "Gop/s", prefill_share);
+  row("decode", flags.bench.decode, result.decode_tps, result.decode_gbs, "GB/s", decode_share);
+  std::printf("limits   read %.1f GB/s, int8 %.0f, bf16 %.0f, f32 %.0f Gop/s\n", limits.read_gbs,
+              limits.int8_gops, limits.bf16_gops, limits.f32_gops);
+}
+
+}  // namespace
+
+void declare_bench(CLI::App& app) {
+  auto flags = std::make_shared<Flags>();
+  CLI::App* verb = app.add_subcommand("bench", "Measure prefill and decode beside the limits of this machine");
+  flags->model.declare(*verb);
+  BenchOptions& bench = flags->bench;
+  const CLI::Range positive(int64_t{1}, int64_t{1} << 30);
+  verb->add_option("--prefill", bench.prefill, "tokens of the prompt")->check(positive)->capture_default_str();
+  verb->add_option("--decode", bench.decode, "tokens generated one by one")->check(positive)->capture_default_str();
+  verb->add_option("--streams", bench.streams, "sessions decoded together")
+      ->check(CLI::Range(int64_t{1}, int64_t{1024}))
+      ->capture_default_str();
+  verb->add_option("--depth", bench.depth, "tokens already in the session")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 30))
+      ->capture_default_str();
+  verb->add_option("--repeat", bench.repeat, "rounds")->check(CLI::Range(1, 1000))->capture_default_str();
+  verb->add_flag("--json", flags->json, "print one JSON object");
+  verb->footer("Examples:\n"
+               "  lockstep bench\n"
+               "  lockstep bench -m model.gguf --prefill 512 --decode 64 --depth 4096 -t 4 --json");
+  verb->callback([flags] { run(*flags); });
+}
+
+}  // namespace lockstep::cli

@@ -1,0 +1,55 @@
+// The command line: shared flags, and one function a verb that declares it.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "lockstep/generate.h"
+#include "lockstep/model.h"
+#include "lockstep/session.h"
+
+namespace lockstep::cli {
+
+/// Which model, and how it is computed: flags that most verbs share.
+struct ModelFlags {
+  std::string model;  // empty: the default model
+  int threads = 0;
+  std::string precision = "exact";
+  std::string isa;
+  std::string kv_type = "f16";
+  int64_t context = 0;
+
+  /// Declares the flags on a verb. `session`: also those of a session (-c, --kv-type).
+  void declare(CLI::App& verb, bool session = true);
+  /// Loads the model, with a progress bar on a terminal.
+  std::shared_ptr<const Model> load() const;
+  SessionOptions session_options() const;
+};
+
+/// How text is generated.
+struct GenerateFlags {
+  GenerateOptions options;
+
+  void declare(CLI::App& verb);
+};
+
+void declare_generate(CLI::App& app);
+void declare_chat(CLI::App& app);
+void declare_tokenize(CLI::App& app);
+void declare_logits(CLI::App& app);
+void declare_perplexity(CLI::App& app);
+void declare_inspect(CLI::App& app);
+void declare_pull(CLI::App& app);
+void declare_bench(CLI::App& app);
+
+/// A file's contents; "-" reads standard input. Error if it cannot be read.
+std::string read_text(const std::string& path);
+/// "1,2,3" as ids. Error naming what is not a number.
+std::vector<int32_t> parse_ids(const std::string& text);
+/// A share of something long, drawn on stderr if that is a terminal. `share` is 0..1.
+void show_progress(const std::string& what, double share);
+
+}  // namespace lockstep::cli

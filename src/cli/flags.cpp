@@ -1,0 +1,115 @@
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+
+#include "cli/cli.h"
+#include "lockstep/error.h"
+#include "lockstep/hub.h"
+
+namespace lockstep::cli {
+
+void ModelFlags::declare(CLI::App& verb, bool session) {
+  verb.add_option("-m,--model", model,
+                  "a .gguf file, a model directory, a hub id org/name in the local cache, or a name "
+                  "from `lockstep pull --list`; default: SmolLM2-135M-Instruct")
+      ->type_name("MODEL");
+  verb.add_option("-t,--threads", threads, "threads; 0: as many as this machine gives the process")
+      ->check(CLI::Range(0, 1024));
+  verb.add_option("--precision", precision,
+                  "f32: all in f32; exact: 16-bit fixed point where weights are integers")
+      ->capture_default_str();
+  verb.add_option("--isa", isa, "kernels to use: avx512, avx2 or scalar; default: the best here");
+  if (!session) return;
+  verb.add_option("-c,--context", context, "most tokens in the session; 0: the model's own limit")
+      ->check(CLI::Range(int64_t{0}, (int64_t{1} << 31) - 1));
+  verb.add_option("--kv-type", kv_type, "element type of the KV cache: f32, f16 or q8 (lossy)")
+      ->capture_default_str();
+}
+
+std::shared_ptr<const Model> ModelFlags::load() const {
+  ModelOptions options;
+  options.precision = parse_precision(precision);
+  options.isa = isa;
+  options.threads = threads;
+  options.progress = [](double share) { show_progress("Loading", share); };
+  return Model::load(resolve_model(model), options);
+}
+
+SessionOptions ModelFlags::session_options() const {
+  SessionOptions options;
+  options.context = context;
+  options.kv_type = parse_kv_type(kv_type);
+  return options;
+}
+
+void GenerateFlags::declare(CLI::App& verb) {
+  SamplingOptions& sampling = options.sampling;
+  verb.add_option("-n,--max-tokens", options.max_tokens, "most tokens to generate")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 31))
+      ->capture_default_str();
+  verb.add_option("--temp", sampling.temperature, "temperature; 0: always the most likely token")
+      ->capture_default_str();
+  verb.add_option("--top-k", sampling.top_k, "sample among the k most likely; 0: all");
+  verb.add_option("--top-p", sampling.top_p, "sample among the fewest that reach this probability");
+  verb.add_option("--min-p", sampling.min_p,
+                  "sample among those this many times as likely as the likeliest");
+  verb.add_option("--repeat-penalty", sampling.repeat_penalty,
+                  "divide the logits of recent tokens by this; 1: off");
+  verb.add_option("--seed", sampling.seed, "of the random numbers: equal seed, equal text");
+  verb.add_option("--stop", options.stop, "end before this string; may be repeated")
+      ->allow_extra_args(false);
+}
+
+std::string read_text(const std::string& path) {
+  if (path == "-") return {std::istreambuf_iterator<char>(std::cin), {}};
+  std::ifstream file(path, std::ios::binary);
+  std::string text{std::istreambuf_iterator<char>(file), {}};
+  if (!file.is_open() || file.bad()) {
+    throw Error(ErrorCode::not_found, "[" + path + "] read: expected a readable file");
+  }
+  return text;
+}
+
+std::vector<int32_t> parse_ids(const std::string& text) {
+  std::vector<int32_t> ids;
+  const char* at = text.data();
+  const char* end = at + text.size();
+  const auto skip = [&] {
+    while (at < end && (*at == ' ' || *at == ',' || *at == '\n' || *at == '[' || *at == ']')) ++at;
+  };
+  for (skip(); at < end; skip()) {
+    int32_t id = 0;
+    const auto [next, error] = std::from_chars(at, end, id);
+    if (error != std::errc()) {
+      throw Error(ErrorCode::invalid_argument,
+                  "[ids] list: expected numbers divided by commas, got \"" +
+                      std::string(at, std::min<size_t>(20, static_cast<size_t>(end - at))) + "\"");
+    }
+    ids.push_back(id);
+    at = next;
+  }
+  return ids;
+}
+
+void show_progress(const std::string& what, double share) {
+  constexpr int kWidth = 30;
+  static int shown = -1;
+  if (isatty(STDERR_FILENO) == 0) return;
+  const int percent = static_cast<int>(std::clamp(share, 0.0, 1.0) * 100);
+  if (percent == shown) return;
+  shown = percent;
+  const int filled = percent * kWidth / 100;
+  std::fprintf(stderr, "\r%s [%s%s] %3d %%", what.c_str(), std::string(filled, '#').c_str(),
+               std::string(kWidth - filled, '.').c_str(), percent);
+  if (percent == 100) {
+    std::fprintf(stderr, "\r\033[K");
+    shown = -1;
+  }
+}
+
+}  // namespace lockstep::cli

@@ -1,0 +1,110 @@
+#include <chrono>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "cli/cli.h"
+#include "lockstep/error.h"
+
+namespace lockstep::cli {
+namespace {
+
+struct Flags {
+  ModelFlags model;
+  GenerateFlags generate;
+  std::optional<std::string> prompt, prompt_file, standard_input, system;
+  std::optional<int64_t> logprobs;
+  bool raw = false;
+  bool json = false;
+};
+
+nlohmann::json logprobs_json(const Tokenizer& tokenizer, const std::vector<Logprobs>& all) {
+  const auto entry = [&](const TokenLogprob& token) {
+    return nlohmann::json{{"id", token.id},
+                          {"token", tokenizer.decode({&token.id, 1}, false)},
+                          {"logprob", token.logprob}};
+  };
+  nlohmann::json list = nlohmann::json::array();
+  for (const Logprobs& each : all) {
+    nlohmann::json token = entry(each.chosen);
+    token["top"] = nlohmann::json::array();
+    for (const TokenLogprob& other : each.top) token["top"].push_back(entry(other));
+    list.push_back(token);
+  }
+  return list;
+}
+
+std::string prompt_text(const Flags& flags) {
+  if (flags.prompt) return *flags.prompt;
+  if (flags.prompt_file) return read_text(*flags.prompt_file);
+  return read_text("-");
+}
+
+void run(const Flags& flags) {
+  const auto start = std::chrono::steady_clock::now();
+  const auto model = flags.model.load();
+  const std::chrono::duration<double, std::milli> load = std::chrono::steady_clock::now() - start;
+  GenerateOptions options = flags.generate.options;
+  options.logprobs = flags.logprobs;
+  const std::string text = prompt_text(flags);
+  const std::vector<int32_t> prompt = encode_prompt(*model, text, flags.system, flags.raw);
+  Session session(model, flags.model.session_options());
+  const Generation result = generate(session, prompt, options, [&](std::string_view piece) {
+    if (flags.json) return true;
+    std::fwrite(piece.data(), 1, piece.size(), stdout);
+    std::fflush(stdout);
+    return true;
+  });
+  const Timings& t = result.timings;
+  if (flags.json) {
+    nlohmann::json out = {{"text", result.text},
+                          {"prompt_ids", prompt},
+                          {"ids", result.ids},
+                          {"finish_reason", result.finish_reason},
+                          {"timings",
+                           {{"load_ms", load.count()},
+                            {"ttft_ms", t.ttft_ms},
+                            {"prefill_tps", t.prefill_tps},
+                            {"decode_tps", t.decode_tps}}}};
+    if (options.logprobs) out["logprobs"] = logprobs_json(model->tokenizer(), result.logprobs);
+    std::printf("%s\n", out.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+    return;
+  }
+  std::printf("\n");
+  std::fflush(stdout);
+  const double gbs = static_cast<double>(model->info().token_bytes) * t.decode_tps * 1e-9;
+  std::fprintf(stderr,
+               "%zu prompt + %zu new tokens | prefill %.1f tokens/s, first after %.0f ms | decode "
+               "%.1f tokens/s, %.1f GB/s | %s, %s, %d threads | logits %016lx\n",
+               prompt.size(), result.ids.size(), t.prefill_tps, t.ttft_ms, t.decode_tps, gbs,
+               std::string(model->isa()).c_str(), std::string(precision_name(model->precision())).c_str(),
+               model->threads(), static_cast<unsigned long>(result.logits_hash));
+}
+
+}  // namespace
+
+void declare_generate(CLI::App& app) {
+  auto flags = std::make_shared<Flags>();
+  CLI::App* verb = app.add_subcommand("generate", "Continue a prompt; the text streams to stdout");
+  flags->model.declare(*verb);
+  auto* source = verb->add_option_group("prompt", "What to continue (exactly one)");
+  source->add_option("-p,--prompt", flags->prompt, "the prompt itself")->type_name("TEXT");
+  source->add_option("--prompt-file", flags->prompt_file, "a file holding it")->type_name("FILE");
+  source->add_option("source", flags->standard_input, "- reads standard input")
+      ->type_name("-")
+      ->check(CLI::IsMember({"-"}));
+  source->require_option(1);
+  verb->add_option("--system", flags->system, "a system message before it")->type_name("TEXT");
+  verb->add_flag("--raw", flags->raw, "feed the text as it is, without the chat template");
+  verb->add_option("--logprobs", flags->logprobs, "with --json: log-probabilities of this many tokens")
+      ->check(CLI::Range(int64_t{0}, int64_t{1000}));
+  verb->add_flag("--json", flags->json, "print one JSON object instead of the text");
+  flags->generate.declare(*verb);
+  verb->footer("Examples:\n"
+               "  lockstep generate -p 'Name three colours.' -n 40\n"
+               "  lockstep generate -m model.gguf --raw -p 'Once upon a time' --temp 0.8 --seed 7\n"
+               "  git diff | lockstep generate - --system 'Summarise this change.'");
+  verb->callback([flags] { run(*flags); });
+}
+
+}  // namespace lockstep::cli

@@ -1,0 +1,99 @@
+#include "lockstep/checkpoint.h"
+
+#include <algorithm>
+
+#include "format/checkpoint_state.h"
+#include "format/gguf.h"
+#include "format/gguf_view.h"
+#include "format/gguf_vocab.h"
+#include "tensor/fail.h"
+
+namespace lockstep {
+
+std::unique_ptr<Checkpoint::State> open_gguf(const std::filesystem::path& path) {
+  auto state = std::make_unique<Checkpoint::State>();
+  state->format = "gguf";
+  state->files.emplace_back(path);
+  const std::span<const std::byte> bytes = state->files[0].bytes();
+  const std::string where = path.filename().string();
+  const auto gguf = std::make_shared<const Gguf>(bytes, where);
+  state->architecture = gguf_architecture(*gguf, where);
+  state->config.emplace(gguf_config(*gguf, state->architecture, where), where);
+  state->tensors = gguf_tensors(*gguf, state->architecture, *state->config, where);
+  for (const char* role : {"eos", "eot", "eom"}) {
+    const auto id = gguf->integer("tokenizer.ggml." + std::string(role) + "_token_id");
+    if (id && *id >= 0 && *id <= INT32_MAX) state->end_ids.push_back(static_cast<int32_t>(*id));
+  }
+  if (gguf->has("tokenizer.ggml.tokens")) {
+    state->make_tokenizer = [gguf] { return Tokenizer::from_gguf(gguf_vocab(*gguf)); };
+  }
+  return state;
+}
+
+Checkpoint::Checkpoint(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Checkpoint::~Checkpoint() = default;
+Checkpoint::Checkpoint(Checkpoint&&) noexcept = default;
+Checkpoint& Checkpoint::operator=(Checkpoint&&) noexcept = default;
+
+Checkpoint Checkpoint::open(const std::filesystem::path& path) {
+  std::error_code error;
+  const auto status = std::filesystem::status(path, error);
+  if (!std::filesystem::exists(status)) {
+    fail(ErrorCode::not_found, "[{}] model: expected a .gguf file or a model directory, got nothing there",
+         path.string());
+  }
+  auto state = std::filesystem::is_directory(status) ? open_folder(path) : open_gguf(path);
+  state->path = path;
+  std::ranges::sort(state->end_ids);
+  const auto repeated = std::ranges::unique(state->end_ids);
+  state->end_ids.erase(repeated.begin(), repeated.end());
+  for (size_t i = 0; i < state->tensors.size(); ++i) {
+    const StoredTensor& tensor = state->tensors[i];
+    if (!state->index.emplace(tensor.name, i).second) {
+      fail(ErrorCode::format, "[{}] tensor table: expected each name once, got {} again", tensor.source,
+           tensor.name);
+    }
+  }
+  return Checkpoint(std::move(state));
+}
+
+const std::string& Checkpoint::format() const { return state_->format; }
+const std::filesystem::path& Checkpoint::path() const { return state_->path; }
+const std::string& Checkpoint::architecture() const { return state_->architecture; }
+const Config& Checkpoint::config() const { return *state_->config; }
+const std::vector<StoredTensor>& Checkpoint::tensors() const { return state_->tensors; }
+
+const StoredTensor* Checkpoint::find(std::string_view name) const {
+  const auto it = state_->index.find(name);
+  return it == state_->index.end() ? nullptr : &state_->tensors[it->second];
+}
+
+std::vector<std::filesystem::path> Checkpoint::weight_files() const {
+  std::vector<std::filesystem::path> paths;
+  for (const MemoryMap& file : state_->files) paths.push_back(file.path());
+  return paths;
+}
+
+Tokenizer Checkpoint::tokenizer() const {
+  if (!state_->make_tokenizer) {
+    fail(ErrorCode::not_found, "[{}] tokenizer: expected one beside the weights, got none", path().string());
+  }
+  return state_->make_tokenizer();
+}
+
+bool Checkpoint::has_tokenizer() const { return static_cast<bool>(state_->make_tokenizer); }
+std::vector<int32_t> Checkpoint::end_ids() const { return state_->end_ids; }
+
+void Checkpoint::release(const StoredTensor& tensor) const {
+  for (const MemoryMap& file : state_->files) {
+    const auto inside = [&](std::span<const std::byte> part) {
+      return !part.empty() && part.data() >= file.bytes().data() &&
+             part.data() < file.bytes().data() + file.bytes().size();
+    };
+    for (const auto& part : {tensor.data, tensor.scales, tensor.biases}) {
+      if (inside(part)) file.release(part);
+    }
+  }
+}
+
+}  // namespace lockstep

@@ -1,0 +1,119 @@
+#include "lockstep/generate.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "lockstep/text.h"
+#include "tensor/fail.h"
+
+namespace lockstep {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+uint64_t hash_of(std::span<const float> logits) {
+  uint64_t hash = 0xCBF29CE484222325U;
+  for (std::byte byte : std::as_bytes(logits)) {
+    hash = (hash ^ static_cast<uint64_t>(byte)) * 0x100000001B3U;
+  }
+  return hash;
+}
+
+// Text of a run of tokens, with stop strings and the caller's interest applied.
+class TextStream {
+ public:
+  TextStream(const Tokenizer& tokenizer, const GenerateOptions& options,
+             const std::function<bool(std::string_view)>& on_text, std::string& text)
+      : detokenizer_(tokenizer), filter_(options.stop), on_text_(on_text), text_(text) {}
+
+  /// False: stop.
+  bool push(int32_t id) { return emit(filter_.push(detokenizer_.push(id))) && !filter_.stopped(); }
+  void finish() {
+    emit(filter_.push(detokenizer_.finish()));
+    emit(filter_.finish());
+  }
+  bool stopped() const { return filter_.stopped(); }
+
+ private:
+  bool emit(const std::string& piece) {
+    text_ += piece;
+    return piece.empty() || !on_text_ || on_text_(piece);
+  }
+
+  StreamingDetokenizer detokenizer_;
+  StopFilter filter_;
+  const std::function<bool(std::string_view)>& on_text_;
+  std::string& text_;
+};
+
+}  // namespace
+
+Generation generate(Session& session, std::span<const int32_t> prompt,
+                    const GenerateOptions& options,
+                    const std::function<bool(std::string_view)>& on_text) {
+  const Sampler sampler(options.sampling);
+  const std::vector<int32_t>& ends = session.model().end_ids();
+  Generation result;
+  result.finish_reason = "length";
+  TextStream stream(session.model().tokenizer(), options, on_text, result.text);
+  const auto start = Clock::now();
+  const auto past = std::mismatch(session.tokens().begin(), session.tokens().end(), prompt.begin(),
+                                  prompt.end());
+  result.timings.reused = std::min<int64_t>(past.first - session.tokens().begin(),
+                                            static_cast<int64_t>(prompt.size()) - 1);
+  Tensor logits = session.sync(prompt);
+  result.timings.ttft_ms = seconds_since(start) * 1e3;
+  const auto computed = static_cast<double>(prompt.size()) - static_cast<double>(result.timings.reused);
+  result.timings.prefill_tps = computed / seconds_since(start);
+
+  const auto decode_start = Clock::now();
+  for (int64_t n = 0; n < options.max_tokens; ++n) {
+    const int32_t id = sampler.sample(logits.values(), session.tokens(), session.length());
+    if (std::binary_search(ends.begin(), ends.end(), id)) {
+      result.finish_reason = "stop";
+      break;
+    }
+    result.ids.push_back(id);
+    if (options.logprobs) {
+      result.logprobs.push_back(logprobs(logits.values(), id, *options.logprobs));
+    }
+    if (!stream.push(id)) {
+      result.finish_reason = "stop";
+      break;
+    }
+    if (n + 1 == options.max_tokens || session.length() == session.context()) break;
+    logits = session.append({&id, 1});
+  }
+  stream.finish();
+  if (stream.stopped()) result.finish_reason = "stop";
+  const double decode_seconds = seconds_since(decode_start);
+  if (result.ids.size() > 1 && decode_seconds > 0) {
+    result.timings.decode_tps = static_cast<double>(result.ids.size() - 1) / decode_seconds;
+  }
+  result.logits_hash = hash_of(logits.values());
+  return result;
+}
+
+std::vector<int32_t> encode_prompt(const Model& model, std::string_view text,
+                                   std::optional<std::string_view> system, bool raw) {
+  const Tokenizer& tokenizer = model.tokenizer();
+  const ChatTemplate* chat = model.chat_template();
+  if (raw || chat == nullptr) {
+    if (system) {
+      fail(ErrorCode::invalid_argument,
+           "[prompt] system: expected a model with a chat template, and no --raw, got neither");
+    }
+    return tokenizer.encode(text, true);
+  }
+  std::vector<Message> messages;
+  if (system) messages.push_back({"system", std::string(*system)});
+  messages.push_back({"user", std::string(text)});
+  return tokenizer.encode(chat->render(messages, true), false);
+}
+
+}  // namespace lockstep

@@ -1,0 +1,165 @@
+// AVX2 with FMA and F16C: 16 lanes are two registers.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "kernels/kernels.h"
+#include "kernels/region.h"
+#include "kernels/tables.h"
+
+LOCKSTEP_TARGET_BEGIN("avx2,fma,f16c")
+
+namespace lockstep::kernels {
+namespace {
+
+constexpr std::string_view kName = "avx2";
+constexpr int kRowTile = 4;        // rows of activations that share an unpacked weight, f32
+constexpr int kRowTileFixed = 2;   // the same in fixed point, where a row needs two sums
+
+// 16 floats, 16 int32, 64 bytes.
+struct F { __m256 a, b; };
+struct I { __m256i a, b; };
+struct B { __m256i a, b; };
+
+inline F set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+inline F load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline void store(float* p, F x) {
+  _mm256_storeu_ps(p, x.a);
+  _mm256_storeu_ps(p + 8, x.b);
+}
+inline F operator+(F x, F y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+inline F operator-(F x, F y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+inline F operator*(F x, F y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+inline F operator/(F x, F y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+inline F fma(F x, F y, F z) {
+  return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+// A NaN in y comes through both.
+inline F max(F x, F y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+inline F min(F x, F y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+inline F abs(F x) {
+  const __m256 sign = _mm256_set1_ps(-0.0F);
+  return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+}
+inline I round_to_int(F x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
+inline void store_int(int32_t* p, I x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.a);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), x.b);
+}
+inline F to_float(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+// x * 2^n for n in [-126, 127].
+inline F scale_by_power(F x, I n) {
+  const __m256i bias = _mm256_set1_epi32(127);
+  const auto power = [&](__m256i i) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(i, bias), 23));
+  };
+  return {_mm256_mul_ps(x.a, power(n.a)), _mm256_mul_ps(x.b, power(n.b))};
+}
+// Lanes i with first <= i < last keep x, others take y.
+inline F select_range(int first, int last, F x, F y) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const auto pick = [&](int base, __m256 in, __m256 out) {
+    const __m256i not_before = _mm256_cmpgt_epi32(lane, _mm256_set1_epi32(first - base - 1));
+    const __m256i before_last = _mm256_cmpgt_epi32(_mm256_set1_epi32(last - base), lane);
+    return _mm256_blendv_ps(out, in, _mm256_castsi256_ps(_mm256_and_si256(not_before, before_last)));
+  };
+  return {pick(0, x.a, y.a), pick(8, x.b, y.b)};
+}
+// 8 + 8, 4 + 4, 2 + 2, 1 + 1: the tree that every ISA follows.
+inline float sum(F x) {
+  const __m256 eight = _mm256_add_ps(x.a, x.b);
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+inline float largest(F x) {
+  const __m256 eight = _mm256_max_ps(x.a, x.b);
+  __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+}
+
+inline F load_f16(const void* p) {
+  const auto* half = static_cast<const __m128i*>(p);
+  return {_mm256_cvtph_ps(_mm_loadu_si128(half)), _mm256_cvtph_ps(_mm_loadu_si128(half + 1))};
+}
+inline void store_f16(void* p, F x) {
+  auto* half = static_cast<__m128i*>(p);
+  _mm_storeu_si128(half, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(half + 1, _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
+}
+inline __m256 widen_bf16(__m128i x) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
+}
+inline F load_bf16(const void* p) {
+  const auto* half = static_cast<const __m128i*>(p);
+  return {widen_bf16(_mm_loadu_si128(half)), widen_bf16(_mm_loadu_si128(half + 1))};
+}
+inline F load_u8(const void* p) {
+  const __m128i x = _mm_loadu_si128(static_cast<const __m128i*>(p));
+  return to_float(I{_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128(x, 8))});
+}
+inline F load_i8(const void* p) {
+  const __m128i x = _mm_loadu_si128(static_cast<const __m128i*>(p));
+  return to_float(I{_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))});
+}
+
+inline B load_bytes(const void* p) {
+  const auto* bytes = static_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(bytes), _mm256_loadu_si256(bytes + 1)};
+}
+inline B operator&(B x, uint8_t mask) {
+  const __m256i m = _mm256_set1_epi8(static_cast<char>(mask));
+  return {_mm256_and_si256(x.a, m), _mm256_and_si256(x.b, m)};
+}
+inline B operator|(B x, B y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+// Shifts of 16-bit lanes: the caller masks what crosses a byte.
+inline B operator>>(B x, int n) { return {_mm256_srli_epi16(x.a, n), _mm256_srli_epi16(x.b, n)}; }
+inline B operator<<(B x, int n) { return {_mm256_slli_epi16(x.a, n), _mm256_slli_epi16(x.b, n)}; }
+// Byte `i` (0..3) of each of the 16 groups of four, as float.
+inline F quad_column(B x, int i) {
+  const __m256i low = _mm256_set1_epi32(0xFF);
+  return {_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(x.a, 8 * i), low)),
+          _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(x.b, 8 * i), low))};
+}
+
+// Sums of products of unsigned codes with four int8 activations, in 16-bit pairs: exact for as many
+// quads as `dot_run` allows. 8-bit codes do not fit a pair and are split into nibbles.
+constexpr bool kSplitBytes = true;
+constexpr int dot_run(int bits) { return bits <= 4 ? 8 : 1 << (7 - bits); }
+using Dot = I;
+inline Dot dot_zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline Dot dot(Dot sum, B codes, const int8_t* x) {
+  int32_t quad;
+  std::memcpy(&quad, x, 4);
+  const __m256i broadcast = _mm256_set1_epi32(quad);
+  return {_mm256_add_epi16(sum.a, _mm256_maddubs_epi16(codes.a, broadcast)),
+          _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(codes.b, broadcast))};
+}
+inline I dot_sum(Dot sum) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  return {_mm256_madd_epi16(sum.a, ones), _mm256_madd_epi16(sum.b, ones)};
+}
+inline I int_zero() { return dot_zero(); }
+inline I set1_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+inline I operator+(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+inline I operator-(I x, I y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
+inline I shift_left(I x, int n) { return {_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)}; }
+
+#include "kernels/generic/all.h"
+
+}  // namespace
+
+bool avx2_runs_here() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+}
+constinit const Table kAvx2 = make_table();
+
+}  // namespace lockstep::kernels
+
+LOCKSTEP_TARGET_END

@@ -1,0 +1,129 @@
+// AVX-512 with VNNI: 16 lanes are one register, and four int8 products add up in one instruction.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "kernels/kernels.h"
+#include "kernels/region.h"
+#include "kernels/tables.h"
+
+LOCKSTEP_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+
+namespace lockstep::kernels {
+namespace {
+
+constexpr std::string_view kName = "avx512";
+constexpr int kRowTile = 8;       // rows of activations that share an unpacked weight, f32
+constexpr int kRowTileFixed = 4;  // the same in fixed point, where a row needs two sums
+
+// 16 floats, 16 int32, 64 bytes.
+struct F { __m512 v; };
+struct I { __m512i v; };
+struct B { __m512i v; };
+
+inline F set1(float x) { return {_mm512_set1_ps(x)}; }
+inline F zero() { return {_mm512_setzero_ps()}; }
+inline F load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline void store(float* p, F x) { _mm512_storeu_ps(p, x.v); }
+inline F operator+(F x, F y) { return {_mm512_add_ps(x.v, y.v)}; }
+inline F operator-(F x, F y) { return {_mm512_sub_ps(x.v, y.v)}; }
+inline F operator*(F x, F y) { return {_mm512_mul_ps(x.v, y.v)}; }
+inline F operator/(F x, F y) { return {_mm512_div_ps(x.v, y.v)}; }
+inline F fma(F x, F y, F z) { return {_mm512_fmadd_ps(x.v, y.v, z.v)}; }
+// A NaN in y comes through both.
+inline F max(F x, F y) { return {_mm512_max_ps(x.v, y.v)}; }
+inline F min(F x, F y) { return {_mm512_min_ps(x.v, y.v)}; }
+inline F abs(F x) { return {_mm512_abs_ps(x.v)}; }
+inline I round_to_int(F x) { return {_mm512_cvtps_epi32(x.v)}; }
+inline void store_int(int32_t* p, I x) { _mm512_storeu_si512(p, x.v); }
+inline F to_float(I x) { return {_mm512_cvtepi32_ps(x.v)}; }
+// x * 2^n for n in [-126, 127].
+inline F scale_by_power(F x, I n) {
+  const __m512i power = _mm512_slli_epi32(_mm512_add_epi32(n.v, _mm512_set1_epi32(127)), 23);
+  return {_mm512_mul_ps(x.v, _mm512_castsi512_ps(power))};
+}
+// Lanes i with first <= i < last keep x, others take y.
+inline F select_range(int first, int last, F x, F y) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __mmask16 not_before = _mm512_cmpge_epi32_mask(lane, _mm512_set1_epi32(first));
+  const __mmask16 before_last = _mm512_cmpgt_epi32_mask(_mm512_set1_epi32(last), lane);
+  return {_mm512_mask_blend_ps(not_before & before_last, y.v, x.v)};
+}
+inline __m256 low_half(F x) { return _mm512_castps512_ps256(x.v); }
+inline __m256 high_half(F x) {
+  return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x.v), 1));
+}
+// 8 + 8, 4 + 4, 2 + 2, 1 + 1: the tree that every ISA follows.
+inline float sum(F x) {
+  const __m256 eight = _mm256_add_ps(low_half(x), high_half(x));
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+inline float largest(F x) {
+  const __m256 eight = _mm256_max_ps(low_half(x), high_half(x));
+  __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+}
+
+inline __m256i load_256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline __m128i load_128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+inline F load_f16(const void* p) { return {_mm512_cvtph_ps(load_256(p))}; }
+inline void store_f16(void* p, F x) {
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
+}
+inline F load_bf16(const void* p) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_256(p)), 16))};
+}
+inline F load_u8(const void* p) { return to_float(I{_mm512_cvtepu8_epi32(load_128(p))}); }
+inline F load_i8(const void* p) { return to_float(I{_mm512_cvtepi8_epi32(load_128(p))}); }
+
+inline B load_bytes(const void* p) { return {_mm512_loadu_si512(p)}; }
+inline B operator&(B x, uint8_t mask) {
+  return {_mm512_and_si512(x.v, _mm512_set1_epi8(static_cast<char>(mask)))};
+}
+inline B operator|(B x, B y) { return {_mm512_or_si512(x.v, y.v)}; }
+// Shifts of 16-bit lanes: the caller masks what crosses a byte.
+inline B operator>>(B x, int n) { return {_mm512_srli_epi16(x.v, static_cast<unsigned>(n))}; }
+inline B operator<<(B x, int n) { return {_mm512_slli_epi16(x.v, static_cast<unsigned>(n))}; }
+// Byte `i` (0..3) of each of the 16 groups of four, as float.
+inline F quad_column(B x, int i) {
+  const __m512i shifted = _mm512_srli_epi32(x.v, static_cast<unsigned>(8 * i));
+  return to_float(I{_mm512_and_si512(shifted, _mm512_set1_epi32(0xFF))});
+}
+
+// Sums of products of unsigned codes with four int8 activations, in int32: exact for any run.
+constexpr bool kSplitBytes = false;
+constexpr int dot_run(int) { return 8; }
+using Dot = I;
+inline I int_zero() { return {_mm512_setzero_si512()}; }
+inline Dot dot_zero() { return int_zero(); }
+inline Dot dot(Dot sum, B codes, const int8_t* x) {
+  int32_t quad;
+  std::memcpy(&quad, x, 4);
+  return {_mm512_dpbusd_epi32(sum.v, codes.v, _mm512_set1_epi32(quad))};
+}
+inline I dot_sum(Dot sum) { return sum; }
+inline I set1_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
+inline I operator+(I x, I y) { return {_mm512_add_epi32(x.v, y.v)}; }
+inline I operator-(I x, I y) { return {_mm512_sub_epi32(x.v, y.v)}; }
+inline I shift_left(I x, int n) { return {_mm512_slli_epi32(x.v, static_cast<unsigned>(n))}; }
+
+#include "kernels/generic/all.h"
+
+}  // namespace
+
+bool avx512_runs_here() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+constinit const Table kAvx512 = make_table();
+
+}  // namespace lockstep::kernels
+
+LOCKSTEP_TARGET_END

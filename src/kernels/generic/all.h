@@ -1,0 +1,28 @@
+// The algorithms, once. Included by each ISA's file inside its target region and namespace, after
+// it has defined the 16-lane types F (float), I (int32), B (64 bytes), Dot and their operations.
+// No include guards against that: one file includes this once.
+#include "kernels/generic/formats.h"
+#include "kernels/generic/linear.h"
+#include "kernels/generic/elementwise.h"
+#include "kernels/generic/attention.h"
+#include "kernels/generic/peak.h"
+
+constexpr Table make_table() {
+  return {
+      .isa = kName,
+      .linear_f32 = linear_f32,
+      .linear_fixed16 = linear_fixed16,
+      .to_fixed16 = to_fixed16,
+      .rms_norm = rms_norm,
+      .rotate_halves = rotate_halves,
+      .rotate_pairs = rotate_pairs,
+      .silu_mul = silu_mul,
+      .add = add,
+      .attention_tile = attention_tile,
+      .attention_merge = attention_merge,
+      .f16_to_f32 = f16_to_f32,
+      .f32_to_f16 = f32_to_f16,
+      .peak_f32 = peak_f32,
+      .peak_int8 = peak_int8,
+  };
+}

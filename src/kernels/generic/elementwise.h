@@ -1,0 +1,131 @@
+// Operations on rows of activations.
+
+// e^x within 2 ulp (Cody-Waite reduction, degree-7 polynomial). Below -86 it stays at e^-86, so that
+// no result is subnormal; above 88.7 it is inf; NaN stays NaN.
+inline F exp(F x) {
+  const F clamped = max(set1(-86.0F), min(set1(89.0F), x));
+  const I n = round_to_int(clamped * set1(1.44269504088896341F));
+  const F steps = to_float(n);
+  F r = fma(steps, set1(-0.693359375F), clamped);
+  r = fma(steps, set1(2.12194440e-4F), r);
+  F p = set1(1.0F / 5040);
+  p = fma(p, r, set1(1.0F / 720));
+  p = fma(p, r, set1(1.0F / 120));
+  p = fma(p, r, set1(1.0F / 24));
+  p = fma(p, r, set1(1.0F / 6));
+  p = fma(p, r, set1(0.5F));
+  p = fma(p, r, set1(1.0F));
+  p = fma(p, r, set1(1.0F));
+  // 2^n in two factors: 2^128 has no float of its own.
+  return scale_by_power(scale_by_power(p, n - set1_int(1)), set1_int(1));
+}
+
+// Vector `i` of n floats; lanes beyond the end are `fill`.
+inline F load_part(const float* p, int64_t count, float fill) {
+  if (count >= kLanes) return load(p);
+  float lanes[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) lanes[i] = i < count ? p[i] : fill;
+  return load(lanes);
+}
+inline void store_part(float* p, int64_t count, F x) {
+  if (count >= kLanes) {
+    store(p, x);
+    return;
+  }
+  float lanes[kLanes];
+  store(lanes, x);
+  std::memcpy(p, lanes, static_cast<size_t>(count) * sizeof(float));
+}
+
+void to_fixed16(const float* x, int64_t columns, int8_t* high, int8_t* low, float* scale,
+                int32_t* half_sums) {
+  for (int64_t block = 0; block * 32 < columns; ++block, x += 32, high += 32, low += 32) {
+    const int64_t count = columns - block * 32;
+    const F parts[2] = {load_part(x, count, 0), count > 16 ? load_part(x + 16, count - 16, 0) : zero()};
+    // x * 0 is NaN for what is not finite: it reaches the scale, so that it reaches the result.
+    const float finite = sum(parts[0] * zero() + parts[1] * zero());
+    const float peak = largest(max(abs(parts[0]), abs(parts[1])));
+    scale[block] = peak / 32639.0F + finite;
+    const F inverse = set1(peak > 0 ? 32639.0F / peak : 0.0F);
+    for (int half = 0; half < 2; ++half) {
+      int32_t values[kLanes];
+      store_int(values, round_to_int(min(set1(32639.0F), max(set1(-32639.0F), parts[half] * inverse))));
+      int32_t total = 0;
+      for (int i = 0; i < kLanes; ++i) {
+        total += values[i];
+        const int32_t top = (values[i] + 128) >> 8;
+        high[16 * half + i] = static_cast<int8_t>(top);
+        low[16 * half + i] = static_cast<int8_t>(values[i] - 256 * top);
+      }
+      half_sums[2 * block + half] = total;
+    }
+  }
+}
+
+void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* y) {
+  F squares = zero();
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const F part = load_part(x + i, n - i, 0);
+    squares = fma(part, part, squares);
+  }
+  const float mean = sum(squares) / static_cast<float>(n);
+  const F factor = set1(1.0F / std::sqrt(mean + eps));
+  for (int64_t i = 0; i < n; i += kLanes) {
+    F part = load_part(x + i, n - i, 0) * factor;
+    if (weight != nullptr) part = part * load_part(weight + i, n - i, 0);
+    store_part(y + i, n - i, part);
+  }
+}
+
+void rotate_halves(float* x, const float* cosine, const float* sine, int64_t half) {
+  for (int64_t i = 0; i < half; i += kLanes) {
+    const int64_t count = half - i;
+    const F a = load_part(x + i, count, 0);
+    const F b = load_part(x + half + i, count, 0);
+    const F c = load_part(cosine + i, count, 0);
+    const F s = load_part(sine + i, count, 0);
+    store_part(x + i, count, a * c - b * s);
+    store_part(x + half + i, count, b * c + a * s);
+  }
+}
+
+void rotate_pairs(float* x, const float* cosine, const float* sine, int64_t half) {
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = x[2 * i];
+    const float b = x[2 * i + 1];
+    x[2 * i] = a * cosine[i] - b * sine[i];
+    x[2 * i + 1] = b * cosine[i] + a * sine[i];
+  }
+}
+
+void silu_mul(const float* gate, const float* up, float* out, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const F g = load_part(gate + i, n - i, 0);
+    const F activated = g / (set1(1.0F) + exp(zero() - g));
+    store_part(out + i, n - i, activated * load_part(up + i, n - i, 0));
+  }
+}
+
+void add(float* x, const float* y, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    store_part(x + i, n - i, load_part(x + i, n - i, 0) + load_part(y + i, n - i, 0));
+  }
+}
+
+void f16_to_f32(const uint16_t* x, float* y, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(y + i, load_f16(x + i));
+  if (i < n) {
+    uint16_t halves[kLanes] = {};
+    std::memcpy(halves, x + i, static_cast<size_t>(n - i) * sizeof(uint16_t));
+    store_part(y + i, n - i, load_f16(halves));
+  }
+}
+
+void f32_to_f16(const float* x, uint16_t* y, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    uint16_t halves[kLanes];
+    store_f16(halves, load_part(x + i, n - i, 0));
+    std::memcpy(y + i, halves, static_cast<size_t>(std::min(n - i, kLanes)) * sizeof(uint16_t));
+  }
+}

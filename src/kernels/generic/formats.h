@@ -1,0 +1,121 @@
+// How each panel format yields its scales, biases and codes (layouts: quant/panel.h). A weight is
+// scale * (code - kOffset) + bias.
+
+constexpr int64_t kLanes = 16;
+
+// Codes of 32 columns; `p` points at them.
+template <int kBits>
+inline B quad_codes(const std::byte* p, int j);
+
+template <>
+inline B quad_codes<4>(const std::byte* p, int j) {
+  return j < 4 ? load_bytes(p + 64 * j) & 0x0F : (load_bytes(p + 64 * (j - 4)) >> 4) & 0x0F;
+}
+template <>
+inline B quad_codes<5>(const std::byte* p, int j) {
+  const B high = load_bytes(p + 256);
+  return quad_codes<4>(p, j) | ((j <= 4 ? high << (4 - j) : high >> (j - 4)) & 0x10);
+}
+template <>
+inline B quad_codes<6>(const std::byte* p, int j) {
+  const B high = load_bytes(p + 256 + 64 * (j / 4));
+  const int at = 2 * (j % 4);
+  return quad_codes<4>(p, j) | ((at <= 4 ? high << (4 - at) : high >> (at - 4)) & 0x30);
+}
+template <>
+inline B quad_codes<8>(const std::byte* p, int j) {
+  return load_bytes(p + 64 * j);
+}
+
+constexpr int64_t code_bytes(int bits) { return 64 * bits; }
+
+// q4_0, q5_0, q8_0 (no bias), q4_1, q5_1 (bias): one block of 32 columns.
+template <int kCodeBits, int kCodeOffset, bool kBias>
+struct Simple {
+  static constexpr int kBits = kCodeBits;
+  static constexpr int kOffset = kCodeOffset;
+  static constexpr bool kHasBias = kBias;
+  static constexpr int kScaleColumns = 32;
+  static int64_t sub_blocks(const quant::PanelMatrix&) { return 1; }
+  static int64_t unit_bytes(const quant::PanelMatrix&) {
+    return (kBias ? 64 : 32) + code_bytes(kBits);
+  }
+  static F scale(const std::byte* unit, int64_t) { return load_f16(unit); }
+  static F bias(const std::byte* unit, int64_t) { return load_f16(unit + 32); }
+  static const std::byte* codes(const std::byte* unit, const quant::PanelMatrix&, int64_t) {
+    return unit + (kBias ? 64 : 32);
+  }
+};
+
+// q4_k, q5_k: eight blocks of 32 with 6-bit scales and minima.
+template <int kCodeBits>
+struct SuperBlock {
+  static constexpr int kBits = kCodeBits;
+  static constexpr int kOffset = 0;
+  static constexpr bool kHasBias = true;
+  static constexpr int kScaleColumns = 32;
+  static int64_t sub_blocks(const quant::PanelMatrix&) { return 8; }
+  static int64_t unit_bytes(const quant::PanelMatrix&) { return 64 + 256 + 8 * code_bytes(kBits); }
+  static F scale(const std::byte* unit, int64_t s) {
+    return load_f16(unit) * load_u8(unit + 64 + 16 * s);
+  }
+  static F bias(const std::byte* unit, int64_t s) {
+    return zero() - load_f16(unit + 32) * load_u8(unit + 192 + 16 * s);
+  }
+  static const std::byte* codes(const std::byte* unit, const quant::PanelMatrix&, int64_t s) {
+    return unit + 320 + s * code_bytes(kBits);
+  }
+};
+
+// q6_k: sixteen blocks of 16 with int8 scales; a sub-block here is 32 columns with two scales.
+struct Q6K {
+  static constexpr int kBits = 6;
+  static constexpr int kOffset = 32;
+  static constexpr bool kHasBias = false;
+  static constexpr int kScaleColumns = 16;
+  static int64_t sub_blocks(const quant::PanelMatrix&) { return 8; }
+  static int64_t unit_bytes(const quant::PanelMatrix&) { return 32 + 256 + 8 * code_bytes(6); }
+  static F scale(const std::byte* unit, int64_t half) {
+    return load_f16(unit) * load_i8(unit + 32 + 16 * half);
+  }
+  static F bias(const std::byte*, int64_t) { return zero(); }
+  static const std::byte* codes(const std::byte* unit, const quant::PanelMatrix&, int64_t s) {
+    return unit + 288 + s * code_bytes(6);
+  }
+};
+
+struct ScaleF16 {
+  static constexpr int64_t kBytes = 32;
+  static F get(const std::byte* p) { return load_f16(p); }
+};
+struct ScaleBf16 {
+  static constexpr int64_t kBytes = 32;
+  static F get(const std::byte* p) { return load_bf16(p); }
+};
+struct ScaleF32 {
+  static constexpr int64_t kBytes = 64;
+  static F get(const std::byte* p) { return load(reinterpret_cast<const float*>(p)); }
+};
+
+// MLX affine: one scale and bias a group of 32, 64 or 128.
+template <int kCodeBits, typename Scale>
+struct Affine {
+  static constexpr int kBits = kCodeBits;
+  static constexpr int kOffset = 0;
+  static constexpr bool kHasBias = true;
+  static constexpr int kScaleColumns = 32;
+  static int64_t sub_blocks(const quant::PanelMatrix& w) { return w.group_size / 32; }
+  static int64_t unit_bytes(const quant::PanelMatrix& w) {
+    return 2 * Scale::kBytes + sub_blocks(w) * code_bytes(kBits);
+  }
+  static F scale(const std::byte* unit, int64_t) { return Scale::get(unit); }
+  static F bias(const std::byte* unit, int64_t) { return Scale::get(unit + Scale::kBytes); }
+  static const std::byte* codes(const std::byte* unit, const quant::PanelMatrix&, int64_t s) {
+    return unit + 2 * Scale::kBytes + s * code_bytes(kBits);
+  }
+};
+
+// Plain elements: one column of 16 rows.
+using PlainF32 = ScaleF32;
+using PlainF16 = ScaleF16;
+using PlainBf16 = ScaleBf16;

@@ -1,0 +1,99 @@
+// The one door to code that depends on the processor: a table of coarse functions for each ISA,
+// chosen once. Every function states its arithmetic; all ISAs follow it operation by operation.
+//
+// Vectors are thought of as 16 lanes on every ISA (two registers on AVX2, an array in the scalar
+// code), so sums are split the same way everywhere.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "quant/panel.h"
+
+namespace lockstep::kernels {
+
+/// Activations as 16-bit fixed point per block of 32 columns, in two int8 planes:
+/// x[t, k] ~ scale[t, k / 32] * (256 * high[t, k] + low[t, k]), |256 * high + low| <= 32639.
+/// Blocks are padded with zeros up to a multiple of 32 columns.
+struct Fixed16 {
+  int64_t blocks = 0;             // of 32 columns, per row
+  const int8_t* high = nullptr;   // [T, blocks * 32]
+  const int8_t* low = nullptr;    // [T, blocks * 32]
+  const float* scale = nullptr;   // [T, blocks]
+  const int32_t* sum = nullptr;   // [T, blocks, 2]: sums of the values over each half block of 16
+};
+
+/// One product y[t, n] = sum_k x[t, k] * W[n, k] over panels of 16 rows of W.
+struct LinearArgs {
+  const quant::PanelMatrix* weight = nullptr;  // [N, K]
+  int64_t rows = 0;                            // T
+  const float* x = nullptr;                    // [T, K]; used by `linear_f32`
+  int64_t x_stride = 0;                        // in elements
+  Fixed16 fixed;                               // of x; used by `linear_fixed16`
+  float* y = nullptr;                          // [T, N]
+  int64_t y_stride = 0;                        // in elements
+};
+
+/// Queries of one KV head against one tile of 64 keys: what the tile alone yields.
+struct AttentionTileArgs {
+  int64_t queries = 0;             // rows of one session times query heads of the group
+  int64_t head_dim = 0;            // D
+  const float* q = nullptr;        // [queries, D], already scaled
+  const float* k = nullptr;        // [D, 64]: keys transposed, so that a lane is a key
+  const float* v = nullptr;        // [64, v_stride]
+  int64_t v_stride = 0;            // D rounded up to 16, so that loads stay inside
+  const int32_t* first = nullptr;  // [queries]: the keys first[i] <= j < last[i] of the tile count
+  const int32_t* last = nullptr;   // [queries]; no key if last[i] <= first[i]
+  float* peak = nullptr;           // [queries]: largest score
+  float* total = nullptr;          // [queries]: sum of exp(score - peak)
+  float* out = nullptr;            // [queries, D]: sum of exp(score - peak) * value
+};
+
+struct Table {
+  std::string_view isa;
+
+  /// Products in f32 on the weights dequantised exactly as the reference does; one accumulator an
+  /// output, k ascending, fused multiply-add. Panels [begin, end).
+  void (*linear_f32)(const LinearArgs& args, int64_t begin, int64_t end);
+  /// Products of stored codes with Fixed16 activations: integer sums within a block, blocks in
+  /// ascending k, f32 across blocks. Only for integer panel formats.
+  void (*linear_fixed16)(const LinearArgs& args, int64_t begin, int64_t end);
+  /// Rounds one row of `columns` values to Fixed16 (row 0 of the given arrays).
+  void (*to_fixed16)(const float* x, int64_t columns, int8_t* high, int8_t* low, float* scale,
+                     int32_t* sum);
+  /// y = x / sqrt(mean(x^2) + eps) * weight; weight may be null. The mean sums 16 lanes.
+  void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* y);
+  /// Rotates pairs (x[i], x[i + half]) by the angle whose cosine and sine are given, in place.
+  void (*rotate_halves)(float* x, const float* cosine, const float* sine, int64_t half);
+  /// The same for neighbours (x[2i], x[2i + 1]).
+  void (*rotate_pairs)(float* x, const float* cosine, const float* sine, int64_t half);
+  /// out = gate / (1 + exp(-gate)) * up
+  void (*silu_mul)(const float* gate, const float* up, float* out, int64_t n);
+  /// x += y
+  void (*add)(float* x, const float* y, int64_t n);
+  /// Scores, weights and weighted values of one tile; keys and head_dim in ascending order.
+  void (*attention_tile)(const AttentionTileArgs& args);
+  /// Merges a tile's result into running peak [queries] (-inf at the start), total and out (0).
+  /// Tiles come in ascending order; a query without keys in the tile is left alone.
+  void (*attention_merge)(const AttentionTileArgs& tile, float* peak, float* total, float* out);
+  /// f16 to f32 and back (round to nearest even); n elements.
+  void (*f16_to_f32)(const uint16_t* x, float* y, int64_t n);
+  void (*f32_to_f16)(const float* x, uint16_t* y, int64_t n);
+  /// `rounds` rounds of independent multiply-adds in registers, as the products above use them: the
+  /// arithmetic limit of one thread. Returns the operations done, a product and a sum being two.
+  int64_t (*peak_f32)(int64_t rounds);
+  int64_t (*peak_int8)(int64_t rounds);
+};
+
+/// The same for products of bf16 pairs; 0 where the processor has no such instruction.
+int64_t peak_bf16(int64_t rounds);
+
+/// Tables this processor can run, best first; the last is always "scalar".
+std::span<const Table* const> available();
+/// The table named `isa`; empty means the best. Error `invalid_argument` naming the available ones
+/// for a name that is unknown or that this processor cannot run.
+const Table& select(std::string_view isa = {});
+
+}  // namespace lockstep::kernels

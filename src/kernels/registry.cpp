@@ -1,0 +1,34 @@
+#include <string>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "kernels/tables.h"
+#include "tensor/fail.h"
+
+namespace lockstep::kernels {
+
+std::span<const Table* const> available() {
+  static const std::vector<const Table*> tables = [] {
+    std::vector<const Table*> found;
+#if defined(__x86_64__)
+    if (avx512_runs_here()) found.push_back(&kAvx512);
+    if (avx2_runs_here()) found.push_back(&kAvx2);
+#endif
+    found.push_back(&kScalar);
+    return found;
+  }();
+  return tables;
+}
+
+const Table& select(std::string_view isa) {
+  if (isa.empty()) return *available().front();
+  std::string names;
+  for (const Table* table : available()) {
+    if (table->isa == isa) return *table;
+    names += (names.empty() ? "" : ", ") + std::string(table->isa);
+  }
+  fail(ErrorCode::invalid_argument, "[isa] name: expected one that this processor runs ({}), got {}",
+       names, isa);
+}
+
+}  // namespace lockstep::kernels

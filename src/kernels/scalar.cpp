@@ -1,0 +1,148 @@
+// The base: plain C++ for any processor. 16 lanes are arrays, which compilers vectorise as they can.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "kernels/kernels.h"
+#include "kernels/tables.h"
+#include "quant/half.h"
+
+namespace lockstep::kernels {
+namespace {
+
+constexpr std::string_view kName = "scalar";
+constexpr int kRowTile = 4;
+constexpr int kRowTileFixed = 2;
+
+// 16 floats, 16 int32, 64 bytes.
+struct F { float v[16]; };
+struct I { int32_t v[16]; };
+struct B { uint8_t v[64]; };
+
+template <typename Result = F, typename Function>
+inline Result lanes(Function function) {
+  Result result;
+  for (int i = 0; i < static_cast<int>(std::size(result.v)); ++i) result.v[i] = function(i);
+  return result;
+}
+
+inline F set1(float x) { return lanes([&](int) { return x; }); }
+inline F zero() { return set1(0); }
+inline F load(const float* p) { return lanes([&](int i) { return p[i]; }); }
+inline void store(float* p, F x) { std::copy_n(x.v, 16, p); }
+inline F operator+(F x, F y) { return lanes([&](int i) { return x.v[i] + y.v[i]; }); }
+inline F operator-(F x, F y) { return lanes([&](int i) { return x.v[i] - y.v[i]; }); }
+inline F operator*(F x, F y) { return lanes([&](int i) { return x.v[i] * y.v[i]; }); }
+inline F operator/(F x, F y) { return lanes([&](int i) { return x.v[i] / y.v[i]; }); }
+// Not fused: the base instruction set has no such operation, and emulating it is slow.
+inline F fma(F x, F y, F z) { return lanes([&](int i) { return x.v[i] * y.v[i] + z.v[i]; }); }
+// A NaN in y comes through both.
+inline F max(F x, F y) { return lanes([&](int i) { return x.v[i] > y.v[i] ? x.v[i] : y.v[i]; }); }
+inline F min(F x, F y) { return lanes([&](int i) { return x.v[i] < y.v[i] ? x.v[i] : y.v[i]; }); }
+inline F abs(F x) { return lanes([&](int i) { return std::fabs(x.v[i]); }); }
+// Of what is NaN or too large: the value that x86's conversion gives.
+inline I round_to_int(F x) {
+  return lanes<I>([&](int i) {
+    const float rounded = std::nearbyint(x.v[i]);
+    const bool fits = rounded >= -2147483648.0F && rounded < 2147483648.0F;
+    return fits ? static_cast<int32_t>(rounded) : std::numeric_limits<int32_t>::min();
+  });
+}
+inline void store_int(int32_t* p, I x) { std::copy_n(x.v, 16, p); }
+inline F to_float(I x) { return lanes([&](int i) { return static_cast<float>(x.v[i]); }); }
+// x * 2^n for n in [-126, 127].
+inline F scale_by_power(F x, I n) {
+  return lanes([&](int i) {
+    const uint32_t bits = (static_cast<uint32_t>(n.v[i]) + 127U) << 23;
+    float power;
+    std::memcpy(&power, &bits, sizeof(power));
+    return x.v[i] * power;
+  });
+}
+// Lanes i with first <= i < last keep x, others take y.
+inline F select_range(int first, int last, F x, F y) {
+  return lanes([&](int i) { return first <= i && i < last ? x.v[i] : y.v[i]; });
+}
+// 8 + 8, 4 + 4, 2 + 2, 1 + 1: the tree that every ISA follows.
+inline float sum(F x) {
+  for (int half = 8; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) x.v[i] += x.v[i + half];
+  }
+  return x.v[0];
+}
+inline float largest(F x) {
+  float result = x.v[0];
+  for (float value : x.v) result = result > value ? result : value;
+  return result;
+}
+
+inline F load_f16(const void* p) {
+  uint16_t half[16];
+  std::memcpy(half, p, sizeof(half));
+  return lanes([&](int i) { return f16_value(half[i]); });
+}
+inline void store_f16(void* p, F x) {
+  uint16_t half[16];
+  for (int i = 0; i < 16; ++i) half[i] = to_f16(x.v[i]);
+  std::memcpy(p, half, sizeof(half));
+}
+inline F load_bf16(const void* p) {
+  uint16_t half[16];
+  std::memcpy(half, p, sizeof(half));
+  return lanes([&](int i) { return bf16_value(half[i]); });
+}
+inline F load_u8(const void* p) {
+  return lanes([&](int i) { return static_cast<float>(static_cast<const uint8_t*>(p)[i]); });
+}
+inline F load_i8(const void* p) {
+  return lanes([&](int i) { return static_cast<float>(static_cast<const int8_t*>(p)[i]); });
+}
+
+inline B load_bytes(const void* p) {
+  B x;
+  std::memcpy(x.v, p, sizeof(x.v));
+  return x;
+}
+inline B operator&(B x, uint8_t mask) {
+  return lanes<B>([&](int i) { return static_cast<uint8_t>(x.v[i] & mask); });
+}
+inline B operator|(B x, B y) {
+  return lanes<B>([&](int i) { return static_cast<uint8_t>(x.v[i] | y.v[i]); });
+}
+// Shifts within bytes: what vector code shifts across a byte, its caller masks.
+inline B operator>>(B x, int n) {
+  return lanes<B>([&](int i) { return static_cast<uint8_t>(x.v[i] >> n); });
+}
+inline B operator<<(B x, int n) {
+  return lanes<B>([&](int i) { return static_cast<uint8_t>(x.v[i] << n); });
+}
+// Byte `i` (0..3) of each of the 16 groups of four, as float.
+inline F quad_column(B x, int i) {
+  return lanes([&](int lane) { return static_cast<float>(x.v[4 * lane + i]); });
+}
+
+constexpr bool kSplitBytes = false;
+constexpr int dot_run(int) { return 8; }
+using Dot = I;
+inline I int_zero() { return lanes<I>([](int) { return 0; }); }
+inline Dot dot_zero() { return int_zero(); }
+inline Dot dot(Dot sum, B codes, const int8_t* x) {
+  for (int lane = 0; lane < 16; ++lane) {
+    for (int i = 0; i < 4; ++i) sum.v[lane] += codes.v[4 * lane + i] * x[i];
+  }
+  return sum;
+}
+inline I dot_sum(Dot sum) { return sum; }
+inline I set1_int(int32_t x) { return lanes<I>([&](int) { return x; }); }
+inline I operator+(I x, I y) { return lanes<I>([&](int i) { return x.v[i] + y.v[i]; }); }
+inline I operator-(I x, I y) { return lanes<I>([&](int i) { return x.v[i] - y.v[i]; }); }
+inline I shift_left(I x, int n) { return lanes<I>([&](int i) { return x.v[i] * (1 << n); }); }
+
+#include "kernels/generic/all.h"
+
+}  // namespace
+
+constinit const Table kScalar = make_table();
+
+}  // namespace lockstep::kernels

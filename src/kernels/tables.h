@@ -1,0 +1,17 @@
+// The tables that are linked in, one an ISA, and whether this processor runs them. A table is
+// constant-initialised: its file must execute nothing before the check.
+#pragma once
+
+#include "kernels/kernels.h"
+
+namespace lockstep::kernels {
+
+extern const Table kScalar;
+#if defined(__x86_64__)
+extern const Table kAvx2;
+extern const Table kAvx512;
+bool avx2_runs_here();
+bool avx512_runs_here();
+#endif
+
+}  // namespace lockstep::kernels

@@ -1,0 +1,80 @@
+// Binds a checkpoint's tensors to a model's fields, once: every shape is checked, every tensor must
+// be taken, and each is packed for the kernels as it is taken.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <set>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "lockstep/checkpoint.h"
+#include "nn/linear.h"
+#include "nn/runtime.h"
+
+namespace lockstep {
+
+class Binder {
+ public:
+  /// `progress` is called with the share of stored bytes bound so far.
+  Binder(const Checkpoint& checkpoint, const nn::Runtime& runtime,
+         std::function<void(double)> progress);
+
+  const Config& config() const { return checkpoint_.config(); }
+  const nn::Runtime& runtime() const { return runtime_; }
+  bool has(std::string_view name) const { return checkpoint_.find(name) != nullptr; }
+
+  /// `name`.weight [out, in] and, if `bias`, `name`.bias [out].
+  nn::Linear linear(const std::string& name, int64_t out, int64_t in, bool bias = false);
+  /// The embedding table `name`.weight [vocab, hidden], of which a token reads one row.
+  nn::Linear embedding(const std::string& name, int64_t vocab, int64_t hidden);
+  /// A vector [n], as f32.
+  std::vector<float> vector(const std::string& name, int64_t n);
+  /// From here on experts are bound of which a row uses `experts_per_token` of `experts`.
+  void use_experts(int64_t experts_per_token, int64_t experts) {
+    expert_share_ = static_cast<double>(experts_per_token) / static_cast<double>(experts);
+  }
+  /// The experts of one projection: stacked (`stacked`.weight [E, out, in]) or one by one
+  /// (`each(e)`.weight [out, in]), whichever the checkpoint holds.
+  std::shared_ptr<const quant::PackedWeight> experts(
+      const std::string& stacked, const std::function<std::string(int64_t)>& each, int64_t count,
+      int64_t out, int64_t in);
+  /// Rows [first, first + rows) of every expert of the stacked tensor `name` [E, out, in].
+  std::shared_ptr<const quant::PackedWeight> expert_rows(const std::string& name, const Shape& shape,
+                                                         int64_t first, int64_t rows);
+  /// lm_head.weight, or the embedding again if the model ties them. A stored head under tying is
+  /// harmless if it equals the embedding, and an error otherwise.
+  nn::Linear head(const nn::Linear& embedding, bool tied);
+  /// Declares a tensor harmless: it may be there and is not used.
+  void ignore(const std::string& name) { taken_.insert(name); }
+
+  /// Error if a tensor was not taken.
+  void finish() const;
+
+  /// What was taken, and what of it one row of a forward pass reads and multiplies with.
+  struct Account {
+    int64_t parameters = 0;    // elements of all tensors
+    int64_t stored_bytes = 0;  // of all tensors
+    double row_bytes = 0;      // read for one row, its logits included
+    double row_weights = 0;    // multiplied with, the head excluded
+    int64_t head_weights = 0;  // multiplied with for a row whose logits are wanted
+  };
+  const Account& account() const { return account_; }
+
+ private:
+  /// `share` of the tensor is read for one row.
+  const StoredTensor& take(const std::string& name, const Shape& shape, double share = 1);
+  std::shared_ptr<const quant::PackedWeight> pack(std::span<const StoredTensor> experts);
+
+  const Checkpoint& checkpoint_;
+  const nn::Runtime& runtime_;
+  std::function<void(double)> progress_;
+  std::set<std::string> taken_;
+  Account account_;
+  double expert_share_ = 1;
+  int64_t total_bytes_ = 0;
+};
+
+}  // namespace lockstep

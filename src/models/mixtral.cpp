@@ -1,0 +1,148 @@
+// Mixtral: grouped-query attention and a sparse mixture of experts (Jiang et al. 2024;
+// transformers' modeling_mixtral.py).
+#include <cmath>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "models/architecture.h"
+#include "models/binder.h"
+#include "models/transformer.h"
+#include "nn/attention.h"
+#include "nn/mlp.h"
+#include "nn/norm.h"
+#include "nn/rope.h"
+#include "nn/rows.h"
+#include "tensor/fail.h"
+
+namespace lockstep {
+namespace {
+
+class Mixtral : public Architecture {
+ public:
+  explicit Mixtral(Binder& binder);
+
+  Tensor forward(const Batch& batch, Taps& tap) const override;
+  CacheShape cache_shape() const override {
+    return {sizes_.layers, sizes_.kv_heads, sizes_.head_dim,
+            std::vector<int64_t>(static_cast<size_t>(sizes_.layers), window_)};
+  }
+
+ private:
+  struct Layer {
+    std::vector<float> attn_norm;  // [hidden]
+    AttentionWeights attn;
+    std::vector<float> ffn_norm;  // [hidden]
+    nn::Linear router;  // [E, hidden]
+    nn::SwitchGLU experts;
+  };
+
+  void bind_experts(Binder& binder, const std::string& layer, Layer& w) const;
+  void layer(int index, Tensor& x, const Batch& batch, const nn::RotaryTable& rotary, Taps& tap) const;
+
+  const nn::Runtime& runtime_;
+  TransformerSizes sizes_;
+  int64_t window_;
+  int64_t experts_;            // E
+  int64_t experts_per_token_;  // k
+  float scale_;
+  nn::RoPE rope_;
+  nn::Linear embed_;
+  std::vector<Layer> layers_;
+  std::vector<float> final_norm_;  // [hidden]
+  nn::Linear head_;
+};
+
+Mixtral::Mixtral(Binder& binder)
+    : runtime_(binder.runtime()),
+      sizes_(read_sizes(binder.config(), {.kv_heads = 8, .eps = 1e-5})),
+      window_(read_window(binder.config(), 0)),
+      experts_(binder.config().integer("num_local_experts", 8)),
+      experts_per_token_(binder.config().integer("num_experts_per_tok", 2)),
+      scale_(1.0F / std::sqrt(static_cast<float>(sizes_.head_dim))),
+      rope_(bind_rope(binder, sizes_.head_dim, 1e6)) {
+  const Config& config = binder.config();
+  require_silu(config);
+  if (experts_ < 1 || experts_ > 4096 || experts_per_token_ < 1 || experts_per_token_ > experts_) {
+    fail(ErrorCode::format,
+         "[{}] num_experts_per_tok: expected 1 to the {} experts (at most 4096), got {}",
+         config.where(), experts_, experts_per_token_);
+  }
+  binder.use_experts(experts_per_token_, experts_);
+  embed_ = binder.embedding("model.embed_tokens", sizes_.vocab, sizes_.hidden);
+  for (int64_t i = 0; i < sizes_.layers; ++i) {
+    const std::string prefix = "model.layers." + std::to_string(i) + ".";
+    Layer& w = layers_.emplace_back();
+    w.attn_norm = binder.vector(prefix + "input_layernorm.weight", sizes_.hidden);
+    w.attn = bind_attention(binder, prefix + "self_attn.", sizes_, {});
+    w.ffn_norm = binder.vector(prefix + "post_attention_layernorm.weight", sizes_.hidden);
+    bind_experts(binder, prefix, w);
+    binder.ignore(prefix + "self_attn.rotary_emb.inv_freq");
+  }
+  final_norm_ = binder.vector("model.norm.weight", sizes_.hidden);
+  head_ = binder.head(embed_, config.boolean("tie_word_embeddings", false));
+}
+
+// Three layouts: published checkpoints hold w1, w2, w3 of each expert; MLX and GGUF stack gate, down
+// and up; transformers 5 in memory stacks gate and up in one tensor.
+void Mixtral::bind_experts(Binder& binder, const std::string& layer, Layer& w) const {
+  const int64_t hidden = sizes_.hidden;
+  const int64_t width = sizes_.intermediate;
+  w.experts.runtime = &runtime_;
+  const std::string joint = layer + "mlp.experts.";
+  if (binder.has(joint + "gate_up_proj")) {
+    w.router = binder.linear(layer + "mlp.gate", experts_, hidden);
+    w.experts.gate = binder.expert_rows(joint + "gate_up_proj", {experts_, 2 * width, hidden}, 0, width);
+    w.experts.up = binder.expert_rows(joint + "gate_up_proj", {experts_, 2 * width, hidden}, width, width);
+    w.experts.down = binder.expert_rows(joint + "down_proj", {experts_, hidden, width}, 0, hidden);
+    return;
+  }
+  const std::string block = layer + "block_sparse_moe.";
+  const auto experts = [&](const char* stacked, const char* single, int64_t out, int64_t in) {
+    return binder.experts(
+        block + "switch_mlp." + stacked,
+        [&](int64_t e) { return block + "experts." + std::to_string(e) + "." + single; }, experts_, out, in);
+  };
+  w.router = binder.linear(block + "gate", experts_, hidden);
+  w.experts.gate = experts("gate_proj", "w1", width, hidden);
+  w.experts.up = experts("up_proj", "w3", width, hidden);
+  w.experts.down = experts("down_proj", "w2", hidden, width);
+}
+
+// One layer. x: [T, hidden], the residual stream, updated in place.
+void Mixtral::layer(int index, Tensor& x, const Batch& batch, const nn::RotaryTable& rotary,
+                  Taps& tap) const {
+  const Layer& w = layers_[index];
+  Tensor h = tap(index, Site::attn_norm, nn::rms_norm(x, w.attn_norm, sizes_.eps, runtime_));
+  auto [q, k, v] = nn::qkv(h, w.attn.q, w.attn.k, w.attn.v, sizes_.head_dim);
+  tap(index, Site::q_proj, q);  // [T, H, D]
+  tap(index, Site::k_proj, k);  // [T, Hkv, D]
+  tap(index, Site::v_proj, v);  // [T, Hkv, D]
+  nn::rotate(q, rotary, runtime_);
+  nn::rotate(k, rotary, runtime_);
+  tap(index, Site::q_rope, q);
+  tap(index, Site::k_rope, k);
+  nn::append(batch.cache(index), k, v, runtime_);
+  Tensor ctx = tap(index, Site::attn_ctx, nn::attention(q, batch.cache(index), scale_, runtime_));
+  nn::add(x, tap(index, Site::o_proj, nn::linear(ctx, w.attn.o)), runtime_);
+  tap(index, Site::attn_resid, x);
+  h = tap(index, Site::ffn_norm, nn::rms_norm(x, w.ffn_norm, sizes_.eps, runtime_));
+  nn::add(x, nn::sparse_moe(h, w.router, w.experts, experts_per_token_, index, tap), runtime_);
+  tap(index, Site::ffn_resid, x);
+}
+
+Tensor Mixtral::forward(const Batch& batch, Taps& tap) const {
+  const nn::RotaryTable rotary = rope_.table(batch);
+  Tensor x = tap(kNoLayer, Site::embed, nn::embedding(batch.ids, embed_));
+  for (int i = 0; i < static_cast<int>(layers_.size()); ++i) layer(i, x, batch, rotary, tap);
+  Tensor last = nn::rms_norm(nn::rows(x, batch.logits_rows), final_norm_, sizes_.eps, runtime_);
+  tap(kNoLayer, Site::final_norm, last);
+  return tap(kNoLayer, Site::logits, nn::linear(last, head_));
+}
+
+const ArchitectureEntry kEntry("mixtral", [](Binder& binder) -> std::unique_ptr<Architecture> {
+  return std::make_unique<Mixtral>(binder);
+});
+
+}  // namespace
+}  // namespace lockstep

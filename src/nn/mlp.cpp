@@ -1,0 +1,121 @@
+#include "nn/mlp.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace lockstep::nn {
+namespace {
+
+// Weight of each expert for one row, 0 for those not chosen. logits, weights: [E].
+void route(std::span<const float> logits, int64_t chosen, std::span<float> weights) {
+  const float peak = *std::max_element(logits.begin(), logits.end());
+  std::vector<float> probability(logits.size());
+  float total = 0;
+  for (size_t e = 0; e < logits.size(); ++e) total += probability[e] = std::exp(logits[e] - peak);
+  std::vector<int> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int a, int b) { return probability[a] > probability[b]; });
+  float kept = 0;
+  for (int64_t i = 0; i < chosen; ++i) kept += probability[order[i]] / total;
+  std::fill(weights.begin(), weights.end(), 0.0F);
+  for (int64_t i = 0; i < chosen; ++i) weights[order[i]] = probability[order[i]] / total / kept;
+}
+
+// The (row, expert) pairs of a pass, sorted by expert, then row.
+struct Dispatch {
+  std::vector<int32_t> rows;        // [pairs]
+  std::vector<float> weights;       // [pairs]
+  std::vector<int64_t> first;       // [E + 1]: pairs of expert e are first[e] .. first[e + 1]
+};
+
+Dispatch dispatch(const Tensor& weights) {
+  Dispatch plan;
+  for (int64_t e = 0; e < weights.shape()[1]; ++e) {
+    plan.first.push_back(static_cast<int64_t>(plan.rows.size()));
+    for (int64_t t = 0; t < weights.shape()[0]; ++t) {
+      if (weights.row(t)[e] == 0.0F) continue;
+      plan.rows.push_back(static_cast<int32_t>(t));
+      plan.weights.push_back(weights.row(t)[e]);
+    }
+  }
+  plan.first.push_back(static_cast<int64_t>(plan.rows.size()));
+  return plan;
+}
+
+// One product for each expert that has rows. x: the pairs' rows; y: [pairs, out].
+void add_products(const Dispatch& plan, const quant::PackedWeight& weight, const Activations& x,
+                  bool fixed, Tensor& y, std::vector<Product>& products) {
+  for (int64_t e = 0; e < weight.experts(); ++e) {
+    const int64_t rows = plan.first[e + 1] - plan.first[e];
+    if (rows == 0) continue;
+    products.push_back({&weight.matrix(e), &x, plan.first[e], rows, y.row(plan.first[e]), fixed});
+  }
+}
+
+}  // namespace
+
+Tensor swiglu(const Tensor& gate, const Tensor& up, const Runtime& runtime) {
+  Tensor act(gate.shape());
+  runtime.for_rows(act.shape()[0], act.row_size(), [&](int64_t begin, int64_t end) {
+    runtime.kernels->silu_mul(gate.row(begin), up.row(begin), act.row(begin),
+                              (end - begin) * act.row_size());
+  });
+  return act;
+}
+
+Tensor mlp(const Tensor& x, const Linear& gate, const Linear& up, const Linear& down, int layer,
+           Taps& tap) {
+  std::vector<Tensor> hidden = linear(x, {&gate, &up});
+  tap(layer, Site::gate, hidden[0]);
+  tap(layer, Site::up, hidden[1]);
+  const Tensor act = tap(layer, Site::act, swiglu(hidden[0], hidden[1], *gate.runtime));
+  return tap(layer, Site::down, linear(act, down));
+}
+
+Tensor sparse_moe(const Tensor& x, const Linear& router, const SwitchGLU& experts,
+                  int64_t experts_per_token, int layer, Taps& tap) {
+  const Runtime& runtime = *experts.runtime;
+  const int64_t rows = x.shape()[0];
+  const int64_t hidden = x.row_size();
+  const Tensor logits = tap(layer, Site::router_logits, linear(x, router));
+  Tensor weights(logits.shape());
+  for (int64_t t = 0; t < rows; ++t) {
+    route({logits.row(t), static_cast<size_t>(logits.row_size())}, experts_per_token,
+          {weights.row(t), static_cast<size_t>(logits.row_size())});
+  }
+  tap(layer, Site::router_weights, weights);
+
+  const Dispatch plan = dispatch(weights);
+  const auto pairs = static_cast<int64_t>(plan.rows.size());
+  Tensor gathered({pairs, hidden});
+  for (int64_t p = 0; p < pairs; ++p) std::copy_n(x.row(plan.rows[p]), hidden, gathered.row(p));
+
+  std::vector<Product> products;
+  const bool fixed = wants_fixed(runtime, *experts.gate) || wants_fixed(runtime, *experts.up);
+  const Activations in(runtime, gathered.data(), pairs, hidden, fixed);
+  Tensor gate({pairs, experts.gate->rows()});
+  Tensor up({pairs, experts.up->rows()});
+  add_products(plan, *experts.gate, in, wants_fixed(runtime, *experts.gate), gate, products);
+  add_products(plan, *experts.up, in, wants_fixed(runtime, *experts.up), up, products);
+  multiply(runtime, products);
+  const Tensor act = swiglu(gate, up, runtime);
+
+  products.clear();
+  const bool fixed_down = wants_fixed(runtime, *experts.down);
+  const Activations middle(runtime, act.data(), pairs, act.row_size(), fixed_down);
+  Tensor down({pairs, hidden});
+  add_products(plan, *experts.down, middle, fixed_down, down, products);
+  multiply(runtime, products);
+
+  // Pairs are sorted by expert, so every row adds its experts in ascending order.
+  Tensor out = Tensor::zeros({rows, hidden});
+  for (int64_t p = 0; p < pairs; ++p) {
+    float* sum = out.row(plan.rows[p]);
+    for (int64_t d = 0; d < hidden; ++d) sum[d] += plan.weights[p] * down.row(p)[d];
+  }
+  return tap(layer, Site::moe_out, std::move(out));
+}
+
+}  // namespace lockstep::nn

@@ -1,0 +1,36 @@
+// The block formats of files, one row at a time: codes, scales and biases out of stored bytes.
+// GGUF layouts: ggml's block structures (ggml-common.h); MLX: mlx.core.quantize, mode "affine".
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "lockstep/checkpoint.h"
+
+namespace lockstep::quant {
+
+/// Bits of a code, its zero point, and whether there is a bias: weight = scale * (code - zero) + bias.
+struct CodeFormat {
+  int bits = 0;  // 0: not a block format
+  int zero = 0;
+  bool has_bias = false;
+  int scale_columns = 32;  // columns that share a scale, at most one block
+};
+CodeFormat code_format(DType dtype);
+
+/// Codes of the `columns` columns of a stored row, one byte each (zero point not subtracted).
+/// `row` counts stored rows of `tensor`.
+void read_codes(const StoredTensor& tensor, int64_t row, uint8_t* codes);
+
+/// Stored row `row` as f32, computed as the reference dequantises: one rounding an operation.
+/// out: [columns]. Plain types are converted.
+void dequantise_row(const StoredTensor& tensor, int64_t row, float* out);
+
+/// The 6-bit scale and minimum of sub-block `index` (0..7) in the 12 bytes of a q4_k or q5_k block.
+struct ScaleMin {
+  uint8_t scale;
+  uint8_t min;
+};
+ScaleMin scale_min(const uint8_t* packed, int index);
+
+}  // namespace lockstep::quant

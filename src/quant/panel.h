@@ -1,0 +1,60 @@
+// Weights packed for the kernels. A panel holds 16 rows of a matrix, interleaved so that a vector
+// lane is a row: a product then needs no sum across lanes, and each output has one accumulator.
+//
+// Plain formats (f32, f16, bf16): for each column, the 16 rows' elements side by side.
+//
+// Block formats keep the file's codes and scales, regrouped by unit (one block of the file for each
+// of the 16 rows), at the file's size (K-quants: their 6-bit scales are widened to bytes):
+//   q4_0       d f16[16], codes                        (32 columns)
+//   q4_1       d f16[16], m f16[16], codes             (32)
+//   q5_0       d f16[16], codes, bit 4                 (32)
+//   q5_1       d f16[16], m f16[16], codes, bit 4      (32)
+//   q8_0       d f16[16], codes + 128                  (32)
+//   q4_k       d f16[16], dmin f16[16], scale u8[8][16], min u8[8][16], 8 x codes         (256)
+//   q5_k       d f16[16], dmin f16[16], scale u8[8][16], min u8[8][16], 8 x codes + bit 4 (256)
+//   q6_k       d f16[16], scale i8[16][16], 8 x (codes, bits 4-5)                         (256)
+//   mlx_q4, 8  scale[16], bias[16] in the file's type, group / 32 x codes                 (group)
+//
+// Codes of 32 columns come as 8 quads; quad j holds columns 4j..4j+3 of every row, 64 bytes:
+// byte 4r + i is column 4j + i of row r.
+//   4 bits: 256 bytes; byte b of vector v has quad v in its low nibble and quad v + 4 in its high.
+//   bit 4: 64 bytes; bit j of a byte belongs to quad j.  bits 4-5: 128 bytes; vector v has quads
+//   4v..4v+3, two bits each from the lowest.  8 bits: 512 bytes, quad after quad.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "lockstep/tensor.h"
+
+namespace lockstep::quant {
+
+inline constexpr int64_t kPanelRows = 16;
+/// Columns whose activations share a scale, and whose codes are summed as integers.
+inline constexpr int64_t kBlock = 32;
+
+/// What a panel of this element type looks like.
+struct PanelLayout {
+  int64_t unit_columns = 1;  // columns in a unit
+  int64_t unit_bytes = 0;    // bytes of a unit, all 16 rows
+};
+PanelLayout panel_layout(DType dtype, DType scale_dtype, int64_t group_size);
+
+/// A packed matrix [rows, columns], or `experts` of them one after the other. Immutable.
+struct PanelMatrix {
+  DType dtype = DType::f32;
+  DType scale_dtype = DType::f16;  // of MLX formats
+  int64_t group_size = 0;          // of MLX formats
+  int64_t rows = 0;                // N, of one expert
+  int64_t columns = 0;             // K
+  int64_t panel_bytes = 0;
+  int64_t panels = 0;              // ceil(rows / 16), of one expert
+  const std::byte* bytes = nullptr;  // [panels, panel_bytes]
+
+  const std::byte* panel(int64_t index) const { return bytes + index * panel_bytes; }
+};
+
+/// Row `row` of a packed matrix as f32, dequantised exactly as the reference does. out: [columns].
+void unpack_row(const PanelMatrix& matrix, int64_t row, float* out);
+
+}  // namespace lockstep::quant

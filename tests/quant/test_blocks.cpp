@@ -1,0 +1,248 @@
+// Stored formats against gguf-py and mlx, bit for bit; and panels against the stored rows.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <map>
+#include <random>
+#include <string>
+
+#include "kernels/kernels.h"
+#include "quant/blocks.h"
+#include "quant/half.h"
+#include "quant/pack.h"
+#include "support/fixtures.h"
+#include "support/tables.h"
+
+namespace lockstep {
+namespace {
+
+struct Case {
+  std::string name;
+  StoredTensor tensor;
+  test::Array codes, scales, biases;  // own the bytes that `tensor` points to
+  std::vector<float> values;          // [rows, columns], from the reference
+};
+
+const std::map<std::string, DType> kGgufTypes = {
+    {"F16", DType::f16},   {"BF16", DType::bf16}, {"Q4_0", DType::q4_0}, {"Q4_1", DType::q4_1},
+    {"Q5_0", DType::q5_0}, {"Q5_1", DType::q5_1}, {"Q8_0", DType::q8_0}, {"Q4_K", DType::q4_k},
+    {"Q5_K", DType::q5_k}, {"Q6_K", DType::q6_k}};
+
+std::vector<std::unique_ptr<Case>> load_cases() {
+  std::vector<std::unique_ptr<Case>> cases;
+  auto gguf = test::load_arrays("dequant/gguf.safetensors");
+  for (const auto& [name, dtype] : kGgufTypes) {
+    auto c = std::make_unique<Case>();
+    c->name = name;
+    c->codes = gguf.at(name + ".bytes");
+    const auto& values = gguf.at(name + ".values");
+    c->values.assign(values.floats().begin(), values.floats().end());
+    c->tensor.name = c->tensor.source = name;
+    c->tensor.dtype = dtype;
+    c->tensor.shape = values.shape;
+    c->tensor.data = c->codes.bytes;
+    cases.push_back(std::move(c));
+  }
+  auto mlx = test::load_arrays("dequant/mlx.safetensors");
+  for (const auto& [key, array] : mlx) {
+    const size_t dot = key.find(".w");
+    if (dot == std::string::npos || key.substr(dot) != ".w") continue;
+    auto c = std::make_unique<Case>();
+    c->name = "mlx_" + key.substr(0, dot);  // b4_g128_bf16
+    c->codes = array;
+    c->scales = mlx.at(key.substr(0, dot) + ".scales");
+    c->biases = mlx.at(key.substr(0, dot) + ".biases");
+    const auto& values = mlx.at(key.substr(0, dot) + ".values");
+    c->values.assign(values.floats().begin(), values.floats().end());
+    c->tensor.name = c->tensor.source = c->name;
+    c->tensor.dtype = key[1] == '4' ? DType::mlx_q4 : DType::mlx_q8;
+    c->tensor.shape = values.shape;
+    c->tensor.data = c->codes.bytes;
+    c->tensor.scales = c->scales.bytes;
+    c->tensor.biases = c->biases.bytes;
+    c->tensor.scale_dtype = c->scales.dtype;
+    c->tensor.group_size = values.shape[1] / c->scales.shape[1];
+    cases.push_back(std::move(c));
+  }
+  return cases;
+}
+
+const std::vector<std::unique_ptr<Case>>& cases() {
+  static const auto loaded = load_cases();
+  return loaded;
+}
+
+// Equal as bits, except that all NaN are one.
+bool same(float a, float b) { return std::memcmp(&a, &b, 4) == 0 || (a != a && b != b); }
+
+TEST(Blocks, DequantiseAsTheReference) {
+  ASSERT_GE(cases().size(), 10U + 18U);
+  for (const auto& c : cases()) {
+    const int64_t columns = c->tensor.columns();
+    std::vector<float> row(static_cast<size_t>(columns));
+    for (int64_t r = 0; r < c->tensor.rows(); ++r) {
+      quant::dequantise_row(c->tensor, r, row.data());
+      for (int64_t k = 0; k < columns; ++k) {
+        ASSERT_TRUE(same(row[k], c->values[r * columns + k]))
+            << c->name << " row " << r << " column " << k << ": expected "
+            << c->values[r * columns + k] << ", got " << row[k];
+      }
+    }
+  }
+}
+
+TEST(Blocks, PlantedErrorIsSeen) {
+  // One bit of one code must not go unnoticed: what the comparison above rests on.
+  const Case& c = *cases()[1];
+  std::vector<std::byte> damaged(c.tensor.data.begin(), c.tensor.data.end());
+  damaged[7] ^= std::byte{0x10};
+  StoredTensor tensor = c.tensor;
+  tensor.data = damaged;
+  std::vector<float> row(static_cast<size_t>(tensor.columns()));
+  quant::dequantise_row(tensor, 0, row.data());
+  int different = 0;
+  for (int64_t k = 0; k < tensor.columns(); ++k) different += !same(row[k], c.values[k]);
+  EXPECT_EQ(different, 1);
+}
+
+TEST(Panels, RowsComeBackBitForBit) {
+  Pool pool(2);
+  for (const auto& c : cases()) {
+    const quant::PackedWeight packed({&c->tensor, 1}, pool);
+    const int64_t columns = packed.columns();
+    std::vector<float> row(static_cast<size_t>(columns));
+    for (int64_t r = 0; r < packed.rows(); ++r) {
+      quant::unpack_row(packed.matrix(), r, row.data());
+      for (int64_t k = 0; k < columns; ++k) {
+        ASSERT_TRUE(same(row[k], c->values[r * columns + k])) << c->name << " row " << r;
+      }
+    }
+  }
+}
+
+// Products of the first `rows` rows with T rows of activations, against f64 on the reference's
+// values. Fixture scales span many orders, so the error is set against sum |w x| of each output.
+void check_products(const kernels::Table& table, const Case& c, int64_t rows, int64_t T, bool fixed,
+                    double bound) {
+  Pool pool(1);
+  StoredTensor tensor = c.tensor;
+  tensor.shape = {rows, tensor.columns()};
+  const quant::PackedWeight packed({&tensor, 1}, pool);
+  const int64_t K = packed.columns();
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal;
+  std::vector<float> x(static_cast<size_t>(T * K));
+  for (float& value : x) value = normal(random);
+  const int64_t blocks = (K + 31) / 32;
+  std::vector<int8_t> high(T * blocks * 32), low(T * blocks * 32);
+  std::vector<float> scale(T * blocks), y(T * rows, -1.0F);
+  std::vector<int32_t> sum(T * blocks * 2);
+  for (int64_t t = 0; t < T; ++t) {
+    table.to_fixed16(&x[t * K], K, &high[t * blocks * 32], &low[t * blocks * 32],
+                     &scale[t * blocks], &sum[t * blocks * 2]);
+  }
+  kernels::LinearArgs args;
+  args.weight = &packed.matrix();
+  args.rows = T;
+  args.x = x.data();
+  args.x_stride = K;
+  args.fixed = {blocks, high.data(), low.data(), scale.data(), sum.data()};
+  args.y = y.data();
+  args.y_stride = rows;
+  (fixed ? table.linear_fixed16 : table.linear_f32)(args, 0, packed.matrix().panels);
+  for (int64_t t = 0; t < T; ++t) {
+    for (int64_t n = 0; n < rows; ++n) {
+      double expected = 0;
+      double size = 0;
+      for (int64_t k = 0; k < K; ++k) {
+        const double product = static_cast<double>(c.values[n * K + k]) * x[t * K + k];
+        expected += product;
+        size += std::fabs(product);
+      }
+      if (!(size < 3e38)) continue;  // beyond f32
+      ASSERT_NEAR(y[t * rows + n], expected, bound * size + 1e-37)
+          << table.isa << " " << c.name << " T " << T << " row " << t << " output " << n;
+    }
+  }
+}
+
+TEST(Products, EveryFormatOnEveryIsa) {
+  for (const kernels::Table* table : test::tables()) {
+    for (const auto& c : cases()) {
+      const bool integer = quant::code_format(c->tensor.dtype).bits > 0;
+      for (int64_t T : {1, 2, 3, 5, 9}) {
+        for (int64_t rows : {int64_t{1}, std::min<int64_t>(7, c->tensor.rows()), c->tensor.rows()}) {
+          check_products(*table, *c, rows, T, false, 2e-6);
+          if (integer) check_products(*table, *c, rows, T, true, 4e-4);
+        }
+      }
+    }
+  }
+}
+
+TEST(Products, RowsDoNotDependOnTheirNumber) {
+  Pool pool(1);
+  for (const kernels::Table* table : test::tables()) {
+    for (const auto& c : cases()) {
+      const quant::PackedWeight packed({&c->tensor, 1}, pool);
+      const int64_t K = packed.columns();
+      const int64_t N = packed.rows();
+      constexpr int64_t T = 11;
+      std::mt19937 random(3);
+      std::normal_distribution<float> normal;
+      std::vector<float> x(T * K), together(T * N), alone(N);
+      for (float& value : x) value = normal(random);
+      kernels::LinearArgs args;
+      args.weight = &packed.matrix();
+      args.x_stride = K;
+      args.y_stride = N;
+      args.x = x.data();
+      args.y = together.data();
+      args.rows = T;
+      table->linear_f32(args, 0, packed.matrix().panels);
+      for (int64_t t = 0; t < T; ++t) {
+        args.x = &x[t * K];
+        args.y = alone.data();
+        args.rows = 1;
+        table->linear_f32(args, 0, packed.matrix().panels);
+        for (int64_t n = 0; n < N; ++n) ASSERT_TRUE(same(alone[n], together[t * N + n])) << c->name;
+      }
+    }
+  }
+}
+
+TEST(Half, EveryValueThereAndBack) {
+  for (uint32_t bits = 0; bits < 65536; ++bits) {
+    const auto half = static_cast<uint16_t>(bits);
+    const float value = f16_value(half);
+    if (value != value) continue;
+    ASSERT_EQ(to_f16(value), half);
+  }
+  for (const kernels::Table* table : test::tables()) {
+    std::vector<uint16_t> halves(65536), back(65536);
+    std::vector<float> values(65536);
+    for (uint32_t i = 0; i < 65536; ++i) halves[i] = static_cast<uint16_t>(i);
+    table->f16_to_f32(halves.data(), values.data(), 65536);
+    table->f32_to_f16(values.data(), back.data(), 65536);
+    for (uint32_t i = 0; i < 65536; ++i) {
+      ASSERT_TRUE(same(values[i], f16_value(halves[i])));
+      if (values[i] == values[i]) {
+        ASSERT_EQ(back[i], halves[i]) << table->isa;
+      }
+    }
+  }
+}
+
+TEST(Half, RoundsToNearestEven) {
+  EXPECT_EQ(to_f16(1.0F + 0x1p-11F), 0x3C00);              // half way: to even
+  EXPECT_EQ(to_f16(1.0F + 0x1p-11F + 0x1p-20F), 0x3C01);   // just above
+  EXPECT_EQ(to_f16(1.0F + 3 * 0x1p-11F), 0x3C02);          // half way: to even
+  EXPECT_EQ(to_f16(65519.0F), 0x7BFF);
+  EXPECT_EQ(to_f16(65520.0F), 0x7C00);                     // infinity
+  EXPECT_EQ(to_f16(0x1p-25F), 0x0000);                     // half of the smallest: to even
+  EXPECT_EQ(to_f16(0x1p-25F + 0x1p-40F), 0x0001);
+  EXPECT_EQ(to_f16(-0x1p-24F), 0x8001);
+}
+
+}  // namespace
+}  // namespace lockstep

@@ -1,0 +1,12 @@
+//! Tokenizers and chat templates behind the C ABI of lockstep_text.h.
+
+mod detokenizer;
+mod error;
+mod ffi;
+mod gguf;
+mod hf;
+mod pretokenizers;
+mod python;
+mod sentencepiece;
+mod template;
+mod tokenizer;
