@@ -1,7 +1,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
-#include "cli/cli.h"
+#include "cli.h"
 #include "lockstep/bench.h"
 
 namespace lockstep::cli {

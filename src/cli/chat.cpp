@@ -8,7 +8,7 @@
 #include <iostream>
 #include <optional>
 
-#include "cli/cli.h"
+#include "cli.h"
 #include "lockstep/error.h"
 #include "lockstep/hub.h"
 

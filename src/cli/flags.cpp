@@ -7,7 +7,7 @@
 #include <iostream>
 #include <iterator>
 
-#include "cli/cli.h"
+#include "cli.h"
 #include "lockstep/error.h"
 #include "lockstep/hub.h"
 

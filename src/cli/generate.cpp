@@ -3,7 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
-#include "cli/cli.h"
+#include "cli.h"
 #include "lockstep/error.h"
 
 namespace lockstep::cli {

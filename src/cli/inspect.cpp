@@ -1,7 +1,7 @@
 #include <cstdio>
 #include <map>
 
-#include "cli/cli.h"
+#include "cli.h"
 #include "lockstep/checkpoint.h"
 #include "lockstep/error.h"
 #include "lockstep/hub.h"

@@ -2,7 +2,7 @@
 #include <cstdio>
 #include <optional>
 
-#include "cli/cli.h"
+#include "cli.h"
 #include "lockstep/checkpoint.h"
 #include "lockstep/error.h"
 

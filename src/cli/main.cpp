@@ -3,7 +3,7 @@
 #include <exception>
 #include <new>
 
-#include "cli/cli.h"
+#include "cli.h"
 #include "lockstep/error.h"
 
 namespace {

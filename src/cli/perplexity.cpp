@@ -2,7 +2,7 @@
 #include <cmath>
 #include <cstdio>
 
-#include "cli/cli.h"
+#include "cli.h"
 #include "lockstep/error.h"
 
 namespace lockstep::cli {

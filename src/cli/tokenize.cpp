@@ -2,7 +2,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
-#include "cli/cli.h"
+#include "cli.h"
 #include "lockstep/checkpoint.h"
 #include "lockstep/hub.h"
 

@@ -23,7 +23,7 @@ std::vector<Fixture> fixtures() {
     const std::string name = entry.path().filename().string();
     if (entry.is_directory()) {
       found.push_back({name, name + "/expected.safetensors"});
-    } else if (entry.path().extension() == ".gguf") {
+    } else if (entry.path().extension() == ".gguf" && name != "llama-text.gguf") {  // a tokenizer's
       const std::string stem = entry.path().stem().string();
       const bool own = std::filesystem::exists(test::data_path("models/" + stem + ".expected.safetensors"));
       const std::string folder = stem.ends_with("-split") ? stem.substr(0, stem.size() - 6) : stem;
@@ -50,8 +50,9 @@ void compare(const Fixture& fixture, Precision precision, KvType kv, double boun
   const auto model = load(fixture.model, precision);
   SessionOptions options;
   options.kv_type = kv;
-  // transformers ran `dynamic` in one prefill of this length.
   const auto ids = arrays.at("ids").ints();
+  // transformers takes the factor of `dynamic` from the length of the prefill that it runs.
+  if (!arrays.contains("decode_ids")) options.context = static_cast<int64_t>(ids.size());
   Session session(model, options);
   const Tensor prefill = session.append(ids);
   EXPECT_LE(test::nmse(prefill.values(), arrays.at("logits").floats()), bound) << "prefill";

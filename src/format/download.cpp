@@ -1,0 +1,205 @@
+#include "format/download.h"
+
+#include <curl/curl.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <thread>
+
+#include "tensor/fail.h"
+
+namespace lockstep {
+namespace {
+
+constexpr long kConnectSeconds = 30;
+constexpr long kStallSeconds = 60;  // without a byte
+constexpr long kMostRedirects = 10;
+constexpr int kTries = 5;
+constexpr size_t kLargestDocument = size_t{64} << 20;
+
+using Curl = std::unique_ptr<CURL, decltype(&curl_easy_cleanup)>;
+
+Curl open_curl(const std::string& url, const Connection& connection) {
+  static const CURLcode started = curl_global_init(CURL_GLOBAL_DEFAULT);
+  Curl curl(started == CURLE_OK ? curl_easy_init() : nullptr, curl_easy_cleanup);
+  if (!curl) fail(ErrorCode::io, "[{}] connect: libcurl does not start", url);
+  CURL* handle = curl.get();
+  curl_easy_setopt(handle, CURLOPT_URL, url.c_str());
+  curl_easy_setopt(handle, CURLOPT_PROTOCOLS_STR, "http,https");
+  curl_easy_setopt(handle, CURLOPT_REDIR_PROTOCOLS_STR, "http,https");
+  curl_easy_setopt(handle, CURLOPT_FOLLOWLOCATION, 1L);
+  curl_easy_setopt(handle, CURLOPT_MAXREDIRS, kMostRedirects);
+  curl_easy_setopt(handle, CURLOPT_FAILONERROR, 1L);
+  curl_easy_setopt(handle, CURLOPT_NOSIGNAL, 1L);
+  curl_easy_setopt(handle, CURLOPT_CONNECTTIMEOUT, kConnectSeconds);
+  curl_easy_setopt(handle, CURLOPT_LOW_SPEED_LIMIT, 1L);
+  curl_easy_setopt(handle, CURLOPT_LOW_SPEED_TIME, kStallSeconds);
+  curl_easy_setopt(handle, CURLOPT_USERAGENT, "lockstep");
+  if (!connection.certificates.empty()) curl_easy_setopt(handle, CURLOPT_CAINFO, connection.certificates.c_str());
+  return curl;
+}
+
+long http_status(CURL* curl) {
+  long status = 0;
+  curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &status);
+  return status;
+}
+
+[[noreturn]] void fail_transfer(CURL* curl, CURLcode code, const std::string& url, std::string_view advice) {
+  if (code == CURLE_HTTP_RETURNED_ERROR) {
+    fail(ErrorCode::io, "[{}] fetch: expected the file, got HTTP status {}{}", url, http_status(curl), advice);
+  }
+  fail(ErrorCode::io, "[{}] fetch: {}{}", url, curl_easy_strerror(code), advice);
+}
+
+size_t append_document(char* data, size_t size, size_t count, void* into) {
+  auto& body = *static_cast<std::string*>(into);
+  if (body.size() + size * count > kLargestDocument) return 0;
+  body.append(data, size * count);
+  return size * count;
+}
+
+// A file being downloaded, as libcurl's callbacks see it.
+struct Part {
+  CURL* curl = nullptr;
+  int fd = -1;
+  int64_t size = 0;    // of the whole file
+  int64_t arrived = 0;
+  int reason = 0;      // errno of a failed write
+  bool first = true;
+  const std::function<void(int64_t)>* progress = nullptr;
+
+  ~Part() {
+    if (fd >= 0) ::close(fd);
+  }
+};
+
+size_t append_part(char* data, size_t size, size_t count, void* into) {
+  Part& part = *static_cast<Part*>(into);
+  if (part.first) {
+    part.first = false;
+    // A server that does not know ranges sends the whole file again.
+    if (http_status(part.curl) == 200 && part.arrived > 0) {
+      part.arrived = 0;
+      if (::ftruncate(part.fd, 0) != 0) {
+        part.reason = errno;
+        return 0;
+      }
+    }
+  }
+  const size_t bytes = size * count;
+  for (size_t done = 0; done < bytes;) {
+    const ssize_t written = ::pwrite(part.fd, data + done, bytes - done, part.arrived);
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) {
+      part.reason = errno;
+      return 0;
+    }
+    done += static_cast<size_t>(written);
+    part.arrived += written;
+  }
+  if (part.arrived > part.size) return 0;
+  if (*part.progress) (*part.progress)(part.arrived);
+  return bytes;
+}
+
+// One try. True when the file is whole, false when another try may help.
+bool try_download(const std::string& url, const std::filesystem::path& path, Part& part,
+                  const Connection& connection, bool last) {
+  const Curl curl = open_curl(url, connection);
+  part.curl = curl.get();
+  part.first = true;
+  const int64_t before = part.arrived;
+  const std::string range = std::to_string(before) + "-";
+  if (before > 0) curl_easy_setopt(curl.get(), CURLOPT_RANGE, range.c_str());
+  curl_easy_setopt(curl.get(), CURLOPT_WRITEFUNCTION, append_part);
+  curl_easy_setopt(curl.get(), CURLOPT_WRITEDATA, &part);
+  const CURLcode code = curl_easy_perform(curl.get());
+  if (part.reason != 0) {
+    fail(ErrorCode::io, "[{}] write: {}; what has arrived is kept, so make room and run this again",
+         path.string(), std::strerror(part.reason));
+  }
+  if (part.arrived > part.size) {
+    ::unlink(path.c_str());
+    fail(ErrorCode::format, "[{}] size: expected {} bytes, got more", url, part.size);
+  }
+  if (part.arrived == part.size) return true;
+  const long status = http_status(curl.get());
+  constexpr long kRangeNotThere = 416;
+  if (status == kRangeNotThere) {
+    ::unlink(path.c_str());
+    fail(ErrorCode::format, "[{}] size: expected {} bytes, got fewer than {}", url, part.size, part.arrived);
+  }
+  const bool hopeless = (code == CURLE_HTTP_RETURNED_ERROR && status < 500 && status != 429) ||
+                        code == CURLE_PEER_FAILED_VERIFICATION || code == CURLE_SSL_CACERT_BADFILE ||
+                        code == CURLE_URL_MALFORMAT || code == CURLE_UNSUPPORTED_PROTOCOL;
+  if (!last && !hopeless) return false;
+  const std::string_view advice =
+      part.arrived > 0 ? "; what has arrived is kept, and running this again goes on from there" : "";
+  if (code == CURLE_OK || code == CURLE_PARTIAL_FILE) {
+    fail(ErrorCode::io, "[{}] fetch: the connection was cut after {} of {} bytes{}", url, part.arrived, part.size,
+         advice);
+  }
+  fail_transfer(curl.get(), code, url, advice);
+}
+
+}  // namespace
+
+Document fetch_document(const std::string& url, std::string_view accept, const Connection& connection) {
+  const Curl curl = open_curl(url, connection);
+  Document document;
+  const std::string header = "Accept: " + std::string(accept);
+  const std::unique_ptr<curl_slist, decltype(&curl_slist_free_all)> headers(
+      curl_slist_append(nullptr, header.c_str()), curl_slist_free_all);
+  curl_easy_setopt(curl.get(), CURLOPT_HTTPHEADER, headers.get());
+  curl_easy_setopt(curl.get(), CURLOPT_ACCEPT_ENCODING, "");
+  curl_easy_setopt(curl.get(), CURLOPT_WRITEFUNCTION, append_document);
+  curl_easy_setopt(curl.get(), CURLOPT_WRITEDATA, &document.body);
+  if (const CURLcode code = curl_easy_perform(curl.get()); code != CURLE_OK) fail_transfer(curl.get(), code, url, "");
+  const char* text = nullptr;
+  curl_easy_getinfo(curl.get(), CURLINFO_CONTENT_TYPE, &text);
+  document.media_type = text != nullptr ? text : "";
+  curl_easy_getinfo(curl.get(), CURLINFO_EFFECTIVE_URL, &text);
+  document.url = text != nullptr ? text : url;
+  return document;
+}
+
+void download(const std::string& url, const std::filesystem::path& path, int64_t size,
+              const Connection& connection, const std::function<void(int64_t)>& progress) {
+  Part part;
+  part.size = size;
+  part.progress = &progress;
+  part.fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  struct stat info {};
+  if (part.fd < 0 || ::fstat(part.fd, &info) != 0) {
+    fail(ErrorCode::io, "[{}] create: {}", path.string(), std::strerror(errno));
+  }
+  if (info.st_size > size && ::ftruncate(part.fd, 0) != 0) {
+    fail(ErrorCode::io, "[{}] write: {}", path.string(), std::strerror(errno));
+  }
+  part.arrived = info.st_size > size ? 0 : info.st_size;
+  if (part.arrived == size) return;
+  for (int t = 1; !try_download(url, path, part, connection, t == kTries); ++t) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(250) * (1 << t));
+  }
+}
+
+std::string absolute_url(const std::string& base, const std::string& link) {
+  const std::unique_ptr<CURLU, decltype(&curl_url_cleanup)> url(curl_url(), curl_url_cleanup);
+  char* text = nullptr;
+  if (!url || curl_url_set(url.get(), CURLUPART_URL, base.c_str(), 0) != CURLUE_OK ||
+      curl_url_set(url.get(), CURLUPART_URL, link.c_str(), 0) != CURLUE_OK ||
+      curl_url_set(url.get(), CURLUPART_FRAGMENT, nullptr, 0) != CURLUE_OK ||
+      curl_url_get(url.get(), CURLUPART_URL, &text, 0) != CURLUE_OK) {
+    fail(ErrorCode::format, "[{}] link: expected an http or https address, got \"{}\"", base, link);
+  }
+  const std::unique_ptr<char, decltype(&curl_free)> owned(text, curl_free);
+  return text;
+}
+
+}  // namespace lockstep

