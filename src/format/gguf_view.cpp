@@ -17,12 +17,21 @@ using nlohmann::json;
 struct Conversion {
   std::string_view architecture;
   bool interleaves_rope;  // rows of Q and K are reordered within each head
+  bool optional_bias;     // whether Q, K, V and O have biases is a key of the config
 };
 constexpr std::array<Conversion, 3> kConversions = {{
-    {"llama", true},
-    {"mixtral", true},
-    {"qwen2", false},
+    {"llama", true, true},
+    {"mixtral", true, false},
+    {"qwen2", false, false},
 }};
+
+// An architecture that is not listed is converted as it is.
+Conversion conversion_of(const std::string& architecture) {
+  for (const Conversion& each : kConversions) {
+    if (each.architecture == architecture) return each;
+  }
+  return {architecture, false, false};
+}
 
 // Metadata keys, after the architecture's prefix, and the config keys that say the same.
 constexpr std::array<std::array<std::string_view, 2>, 13> kKeys = {{
@@ -125,7 +134,7 @@ std::string hugging_face_name(std::string_view name) {
 }
 
 // Tied embeddings, biases and the vocabulary are not metadata: the tensors tell.
-void add_what_tensors_tell(const Gguf& gguf, json& config) {
+void add_what_tensors_tell(const Gguf& gguf, const Conversion& conversion, json& config) {
   bool head = false;
   bool bias = false;
   for (const GgufTensor& tensor : gguf.tensors()) {
@@ -136,7 +145,7 @@ void add_what_tensors_tell(const Gguf& gguf, json& config) {
     }
   }
   config["tie_word_embeddings"] = !head;
-  if (bias) config["attention_bias"] = true;
+  if (bias && conversion.optional_bias) config["attention_bias"] = true;
 }
 
 }  // namespace
@@ -181,7 +190,7 @@ std::string gguf_config(const Gguf& gguf, const std::string& architecture, const
   } else if (scaling.contains("factor") && scaling["factor"] != 1.0) {
     fail(ErrorCode::unsupported, "[{}] rope.scaling.type: expected a type beside the factor, got none", where);
   }
-  add_what_tensors_tell(gguf, config);
+  add_what_tensors_tell(gguf, conversion_of(architecture), config);
   // A value head of another size than the key head, or a partial rotation, is another architecture.
   const auto drop_if_equal = [&](const char* key, const json& expected) {
     if (config.contains(key) && config[key] == expected) config.erase(key);
@@ -204,10 +213,7 @@ std::string gguf_config(const Gguf& gguf, const std::string& architecture, const
 
 std::vector<StoredTensor> gguf_tensors(const Gguf& gguf, const std::string& architecture,
                                        const Config& config, const std::string& where) {
-  const auto* conversion =
-      std::find_if(kConversions.begin(), kConversions.end(),
-                   [&](const Conversion& each) { return each.architecture == architecture; });
-  const bool interleaves = conversion != kConversions.end() && conversion->interleaves_rope;
+  const bool interleaves = conversion_of(architecture).interleaves_rope;
   const int64_t heads = config.integer("num_attention_heads", 0);
   const int64_t kv_heads = config.integer("num_key_value_heads", heads);
   std::vector<StoredTensor> tensors;

@@ -16,17 +16,22 @@ struct Fixture {
   std::string expected;  // likewise
 };
 
+// The twins of a folder hold its weights in another layout.
+std::string without_ending(const std::string& name, std::string_view ending) {
+  return name.ends_with(ending) ? name.substr(0, name.size() - ending.size()) : name;
+}
+
 // Every directory and .gguf of the fixtures; the expectation lies inside or beside it.
 std::vector<Fixture> fixtures() {
   std::vector<Fixture> found;
   for (const auto& entry : std::filesystem::directory_iterator(test::data_path("models"))) {
     const std::string name = entry.path().filename().string();
     if (entry.is_directory()) {
-      found.push_back({name, name + "/expected.safetensors"});
+      found.push_back({name, without_ending(name, "-mlx") + "/expected.safetensors"});
     } else if (entry.path().extension() == ".gguf" && name != "llama-text.gguf") {  // a tokenizer's
       const std::string stem = entry.path().stem().string();
       const bool own = std::filesystem::exists(test::data_path("models/" + stem + ".expected.safetensors"));
-      const std::string folder = stem.ends_with("-split") ? stem.substr(0, stem.size() - 6) : stem;
+      const std::string folder = without_ending(stem, "-split");
       found.push_back({name, own ? stem + ".expected.safetensors" : folder + "/expected.safetensors"});
     }
   }
@@ -51,11 +56,18 @@ void compare(const Fixture& fixture, Precision precision, KvType kv, double boun
   SessionOptions options;
   options.kv_type = kv;
   const auto ids = arrays.at("ids").ints();
-  // transformers takes the factor of `dynamic` from the length of the prefill that it runs.
-  if (!arrays.contains("decode_ids")) options.context = static_cast<int64_t>(ids.size());
+  // transformers takes the factor of `dynamic` from the length of the prefill that it runs; those
+  // fixtures have no decode steps.
+  const auto declare_context = [&](size_t length) {
+    if (!arrays.contains("decode_ids")) options.context = static_cast<int64_t>(length);
+  };
+  declare_context(ids.size());
   Session session(model, options);
   const Tensor prefill = session.append(ids);
   EXPECT_LE(test::nmse(prefill.values(), arrays.at("logits").floats()), bound) << "prefill";
+  std::vector<float> damaged(prefill.values().begin(), prefill.values().end());
+  damaged[damaged.size() / 2] += 1.0F;
+  EXPECT_GT(test::nmse(damaged, arrays.at("logits").floats()), bound) << "a planted error passes";
   if (arrays.contains("decode_ids")) {
     const auto decode_ids = arrays.at("decode_ids").ints();
     Tensor decode(arrays.at("decode_logits").shape);
@@ -73,6 +85,7 @@ void compare(const Fixture& fixture, Precision precision, KvType kv, double boun
     sessions.reserve(lengths.size());
     size_t begin = 0;
     for (int32_t length : lengths) {
+      declare_context(static_cast<size_t>(length));
       sessions.emplace_back(model, options);
       parts.push_back(all.subspan(begin, static_cast<size_t>(length)));
       begin += static_cast<size_t>(length);
