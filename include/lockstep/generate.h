@@ -35,7 +35,7 @@ class Sampler {
   explicit Sampler(const SamplingOptions& options);
 
   /// logits: [vocab]; context: all tokens so far; position: of the token to choose. Error
-  /// `invalid_argument` if the logits hold no finite value.
+  /// `invalid_argument` if a logit is NaN or none is finite.
   int32_t sample(std::span<const float> logits, std::span<const int32_t> context,
                  int64_t position) const;
 

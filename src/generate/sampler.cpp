@@ -82,6 +82,9 @@ Sampler::Sampler(const SamplingOptions& options) : options_(options) {
 
 int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> context,
                         int64_t position) const {
+  if (std::any_of(logits.begin(), logits.end(), [](float x) { return std::isnan(x); })) {
+    fail(ErrorCode::invalid_argument, "[sampling] logits: expected numbers, got NaN");
+  }
   std::vector<float> adjusted(logits.begin(), logits.end());
   for (const auto& [id, bias] : options_.logit_bias) {
     if (id >= 0 && id < static_cast<int64_t>(adjusted.size())) adjusted[id] += bias;
@@ -104,8 +107,6 @@ int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> 
   for (size_t i = 0; i < adjusted.size(); ++i) {
     candidates[i] = {static_cast<int32_t>(i), adjusted[i] / options_.temperature, 0};
   }
-  // NaN would break the order; such a token is never chosen.
-  std::erase_if(candidates, [](const Candidate& c) { return std::isnan(c.logit); });
   keep_top_k(candidates, options_.top_k);
   normalise(candidates);
   keep_top_p(candidates, options_.top_p);
