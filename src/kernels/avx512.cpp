@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "kernels/kernels.h"
 #include "kernels/region.h"
@@ -18,6 +19,7 @@ namespace {
 constexpr std::string_view kName = "avx512";
 constexpr int kRowTile = 8;       // rows of activations that share an unpacked weight, f32
 constexpr int kRowTileFixed = 4;  // the same in fixed point, where a row needs two sums
+constexpr int kPeakSums = 10;     // five cycles, two a cycle
 
 // 16 floats, 16 int32, 64 bytes.
 struct F { __m512 v; };

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "kernels/kernels.h"
 #include "kernels/tables.h"
@@ -14,6 +15,7 @@ namespace {
 constexpr std::string_view kName = "scalar";
 constexpr int kRowTile = 4;
 constexpr int kRowTileFixed = 2;
+constexpr int kPeakSums = 2;
 
 // 16 floats, 16 int32, 64 bytes.
 struct F { float v[16]; };
