@@ -37,8 +37,8 @@ struct StoredTensor {
 
   /// Product of all axes but the last; a vector counts as one row.
   int64_t rows() const;
-  /// Extent of the last axis.
-  int64_t columns() const { return shape[-1]; }
+  /// Extent of the last axis; 1 of a scalar.
+  int64_t columns() const { return shape.rank() == 0 ? 1 : shape[-1]; }
   /// Where row `row` of the split-half order lies in the file.
   int64_t stored_row(int64_t row) const;
   /// Bytes of one stored row (MLX: of its codes).

@@ -46,8 +46,8 @@ class Tokenizer {
   /// written out in the text ("<|im_end|>") become their ids. Error `invalid_argument` if the text is
   /// not UTF-8.
   std::vector<int32_t> encode(std::string_view text, bool add_special) const;
-  /// Text of ids. Bytes that do not form UTF-8 become U+FFFD. Error `invalid_argument` for an id that
-  /// does not exist.
+  /// Text of ids. Bytes that do not form UTF-8 become U+FFFD; an id that names no token makes no text
+  /// (vocabularies are padded). Error `invalid_argument` for a negative id.
   std::string decode(std::span<const int32_t> ids, bool skip_special) const;
 
   /// One more than the largest id.

@@ -37,16 +37,18 @@ nlohmann::json logprobs_json(const Tokenizer& tokenizer, const std::vector<Logpr
 std::string prompt_text(const Flags& flags) {
   if (flags.prompt) return *flags.prompt;
   if (flags.prompt_file) return read_text(*flags.prompt_file);
-  return read_text("-");
+  if (*flags.standard_input == "-") return read_text("-");
+  throw Error(ErrorCode::invalid_argument, "[prompt] source: expected - for standard input, got \"" +
+                                               *flags.standard_input + "\"; a prompt follows -p");
 }
 
 void run(const Flags& flags) {
+  const std::string text = prompt_text(flags);
   const auto start = std::chrono::steady_clock::now();
   const auto model = flags.model.load();
   const std::chrono::duration<double, std::milli> load = std::chrono::steady_clock::now() - start;
   GenerateOptions options = flags.generate.options;
   options.logprobs = flags.logprobs;
-  const std::string text = prompt_text(flags);
   const std::vector<int32_t> prompt = encode_prompt(*model, text, flags.system, flags.raw);
   Session session(model, flags.model.session_options());
   const Generation result = generate(session, prompt, options, [&](std::string_view piece) {
@@ -90,9 +92,7 @@ void declare_generate(CLI::App& app) {
   auto* source = verb->add_option_group("prompt", "What to continue (exactly one)");
   source->add_option("-p,--prompt", flags->prompt, "the prompt itself")->type_name("TEXT");
   source->add_option("--prompt-file", flags->prompt_file, "a file holding it")->type_name("FILE");
-  source->add_option("source", flags->standard_input, "- reads standard input")
-      ->type_name("-")
-      ->check(CLI::IsMember({"-"}));
+  source->add_option("source", flags->standard_input, "- reads standard input")->type_name("-");
   source->require_option(1);
   verb->add_option("--system", flags->system, "a system message before it")->type_name("TEXT");
   verb->add_flag("--raw", flags->raw, "feed the text as it is, without the chat template");

@@ -29,6 +29,11 @@ int main(int argc, char** argv) {
         lockstep::cli::declare_pull, lockstep::cli::declare_bench}) {
     declare(app);
   }
+  if (argc > 1 && argv[1][0] != '-' &&
+      app.get_subcommands([&](const CLI::App* verb) { return verb->get_name() == argv[1]; }).empty()) {
+    std::fprintf(stderr, "lockstep: no verb \"%s\" (see lockstep --help)\n", argv[1]);
+    return kUsage;
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& asked) {

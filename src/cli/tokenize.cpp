@@ -4,6 +4,7 @@
 
 #include "cli.h"
 #include "lockstep/checkpoint.h"
+#include "lockstep/error.h"
 #include "lockstep/hub.h"
 
 namespace lockstep::cli {
@@ -18,7 +19,15 @@ struct Flags {
 void run(const Flags& flags) {
   const Tokenizer tokenizer = Checkpoint::open(resolve_model(flags.model)).tokenizer();
   if (flags.ids) {
-    std::printf("%s\n", tokenizer.decode(parse_ids(*flags.ids), false).c_str());
+    const std::vector<int32_t> ids = parse_ids(*flags.ids);
+    for (const int32_t id : ids) {
+      if (id < 0 || id >= tokenizer.vocab_size()) {
+        throw Error(ErrorCode::invalid_argument, "[ids] token id: expected 0 to " +
+                                                     std::to_string(tokenizer.vocab_size() - 1) + ", got " +
+                                                     std::to_string(id));
+      }
+    }
+    std::printf("%s\n", tokenizer.decode(ids, false).c_str());
     return;
   }
   const std::string text = flags.text ? *flags.text : read_text(*flags.file);

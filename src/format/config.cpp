@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "format/json.h"
 #include "lockstep/checkpoint.h"
 #include "tensor/fail.h"
 
@@ -52,11 +53,7 @@ struct Config::State {
 
 Config::Config(std::string_view text, std::string where) : state_(std::make_unique<State>()) {
   state_->where = std::move(where);
-  try {
-    state_->object = Json::parse(text);
-  } catch (const Json::exception& error) {
-    fail(ErrorCode::format, "[{}] JSON: {}", state_->where, error.what());
-  }
+  state_->object = parse_json(text, state_->where);
   if (!state_->object.is_object()) {
     fail(ErrorCode::format, "[{}] JSON: expected an object, got {}", state_->where,
          state_->object.type_name());

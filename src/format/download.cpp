@@ -19,7 +19,7 @@ namespace {
 constexpr long kConnectSeconds = 30;
 constexpr long kStallSeconds = 60;  // without a byte
 constexpr long kMostRedirects = 10;
-constexpr int kTries = 5;
+constexpr int kTries = 4;
 constexpr size_t kLargestDocument = size_t{64} << 20;
 
 using Curl = std::unique_ptr<CURL, decltype(&curl_easy_cleanup)>;
@@ -190,16 +190,21 @@ void download(const std::string& url, const std::filesystem::path& path, int64_t
 }
 
 std::string absolute_url(const std::string& base, const std::string& link) {
+  const auto refuse = [&] {
+    fail(ErrorCode::format, "[{}] link: expected an http or https address, got \"{}\"", base, link);
+  };
   const std::unique_ptr<CURLU, decltype(&curl_url_cleanup)> url(curl_url(), curl_url_cleanup);
   char* text = nullptr;
   if (!url || curl_url_set(url.get(), CURLUPART_URL, base.c_str(), 0) != CURLUE_OK ||
       curl_url_set(url.get(), CURLUPART_URL, link.c_str(), 0) != CURLUE_OK ||
       curl_url_set(url.get(), CURLUPART_FRAGMENT, nullptr, 0) != CURLUE_OK ||
       curl_url_get(url.get(), CURLUPART_URL, &text, 0) != CURLUE_OK) {
-    fail(ErrorCode::format, "[{}] link: expected an http or https address, got \"{}\"", base, link);
+    refuse();
   }
   const std::unique_ptr<char, decltype(&curl_free)> owned(text, curl_free);
-  return text;
+  std::string result = text;
+  if (!result.starts_with("http://") && !result.starts_with("https://")) refuse();
+  return result;
 }
 
 }  // namespace lockstep

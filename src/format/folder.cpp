@@ -6,6 +6,7 @@
 #include <string>
 
 #include "format/checkpoint_state.h"
+#include "format/json.h"
 #include "format/safetensors.h"
 #include "tensor/fail.h"
 
@@ -36,7 +37,7 @@ std::vector<fs::path> weight_paths(const fs::path& folder) {
   }
   std::set<std::string> names;
   try {
-    const json table = json::parse(read_file(index));
+    const json table = parse_json(read_file(index), index.string());
     for (const auto& [tensor, shard] : table.at("weight_map").items()) names.insert(shard.get<std::string>());
   } catch (const json::exception& error) {
     fail(ErrorCode::format, "[{}] weight_map: {}", index.string(), error.what());

@@ -136,7 +136,7 @@ GgufTensor read_tensor(Cursor& cursor) {
   for (uint32_t axis = rank; axis-- > 0;) {
     const auto extent = cursor.read<uint64_t>("tensor extent");
     if (extent == 0 || extent > kMaxElements / elements) {
-      fail(ErrorCode::format, "[{}] {}: expected extents whose product fits in 60 bits, got {}",
+      fail(ErrorCode::format, "[{}] {}: expected extents of at least 1 whose product fits in 60 bits, got {}",
            cursor.here(), tensor.name, extent);
     }
     elements *= extent;

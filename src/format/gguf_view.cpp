@@ -229,7 +229,7 @@ std::vector<StoredTensor> gguf_tensors(const Gguf& gguf, const std::string& arch
     if (interleaves && (query || key)) {
       const int64_t count = query ? heads : kv_heads;
       // The permutation works on whole pairs of rows within a head.
-      if (count < 1 || tensor.shape[0] % (2 * count) != 0) {
+      if (count < 1 || tensor.shape[0] % count != 0 || tensor.shape[0] / count % 2 != 0) {
         fail(ErrorCode::format, "[{}] shape: expected rows for {} heads of even size, got {}",
              tensor.source, count, tensor.shape.str());
       }

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "format/download.h"
+#include "format/json.h"
 #include "format/zip.h"
 #include "tensor/fail.h"
 #include "tensor/memory_map.h"
@@ -139,9 +140,13 @@ void read_pip_config(const fs::path& path, PackageIndex& index) {
   }
 }
 
-std::string with_entities_replaced(std::string text) {
-  for (size_t at = 0; (at = text.find("&amp;", at)) != std::string::npos; ++at) text.replace(at, 5, "&");
-  return text;
+std::string with_entities_replaced(std::string_view text) {
+  constexpr std::string_view kAmp = "&amp;";
+  std::string result;
+  for (size_t at; (at = text.find(kAmp)) != std::string_view::npos; text.remove_prefix(at + kAmp.size())) {
+    result.append(text.substr(0, at)) += '&';
+  }
+  return result.append(text);
 }
 
 }  // namespace
@@ -163,7 +168,7 @@ PackageIndex configured_index() {
 
 std::string find_wheel_link(const std::string& page, const std::string& media_type, const std::string& wheel) {
   if (media_type.find("json") != std::string::npos) {
-    const nlohmann::json json = nlohmann::json::parse(page, nullptr, false);
+    const nlohmann::json json = parse_json(page, "package index");
     if (!json.is_object() || !json.contains("files") || !json["files"].is_array()) return "";
     for (const nlohmann::json& file : json["files"]) {
       if (file.is_object() && file.value("filename", nlohmann::json()) == wheel && file.contains("url") &&
@@ -173,12 +178,15 @@ std::string find_wheel_link(const std::string& page, const std::string& media_ty
     }
     return "";
   }
-  for (size_t at = 0; (at = page.find("href", at)) != std::string::npos; at += 4) {
-    const size_t open = page.find_first_of("\"'", at);
-    if (open == std::string::npos) return "";
-    const size_t close = page.find(page[open], open + 1);
-    if (close == std::string::npos) return "";
-    const std::string link = with_entities_replaced(page.substr(open + 1, close - open - 1));
+  const std::string_view text = page;
+  for (size_t at = 0; (at = text.find("href", at)) != text.npos;) {
+    const size_t open = text.find_first_not_of("= \t\r\n", at + 4);
+    at += 4;
+    if (open == text.npos || (text[open] != '"' && text[open] != '\'')) continue;
+    const size_t close = text.find(text[open], open + 1);
+    if (close == text.npos) return "";
+    at = close;
+    const std::string link = with_entities_replaced(text.substr(open + 1, close - open - 1));
     const std::string path = link.substr(0, link.find_first_of("#?"));
     if (path.substr(path.rfind('/') + 1) == wheel) return link;
   }

@@ -17,7 +17,7 @@ struct PackageIndex {
 PackageIndex configured_index();
 
 /// The address of `wheel` in a page of the simple repository API (PEP 503 as HTML, PEP 691 as JSON), relative
-/// as it may be; empty if the page does not list it.
+/// as it may be; empty if the page does not list it. Error `format` for broken JSON.
 std::string find_wheel_link(const std::string& page, const std::string& media_type, const std::string& wheel);
 
 /// pull(), for any package and folder.

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "format/cursor.h"
+#include "format/json.h"
 #include "format/write_file.h"
 #include "lockstep/checkpoint.h"
 #include "tensor/fail.h"
@@ -110,7 +111,7 @@ SafeTensors read_safetensors(std::span<const std::byte> bytes, const std::string
   SafeTensors file;
   try {
     const auto* text = reinterpret_cast<const char*>(header.data());
-    const json table = json::parse(text, text + header.size());
+    const json table = parse_json({text, header.size()}, where + ": byte 8");
     if (!table.is_object()) fail(ErrorCode::format, "[{}: byte 8] header: expected a JSON object", where);
     for (const auto& [name, entry] : table.items()) {
       if (name == "__metadata__") {

@@ -2,7 +2,11 @@
 
 namespace lockstep {
 
-int64_t StoredTensor::rows() const { return shape.rank() <= 1 ? 1 : shape.size() / shape[-1]; }
+int64_t StoredTensor::rows() const {
+  int64_t product = 1;
+  for (int axis = 0; axis < shape.rank() - 1; ++axis) product *= shape[axis];
+  return product;
+}
 
 // Within a head of D rows, interleaved order is 0, D/2, 1, D/2 + 1, ...: row i of the first half lies
 // at 2i, row i of the second at 2i + 1.

@@ -96,7 +96,8 @@ int Model::threads() const { return state_->pool->threads(); }
 
 const Tokenizer& Model::tokenizer() const {
   if (!state_->tokenizer) {
-    fail(ErrorCode::not_found, "[tokenizer] files: expected a tokenizer beside the weights, got none");
+    fail(ErrorCode::not_found, "[tokenizer] files: expected a tokenizer beside the weights, got none; without one only ids "
+         "can be fed: lockstep logits --ids");
   }
   return *state_->tokenizer;
 }

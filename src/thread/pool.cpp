@@ -3,6 +3,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <string>
 
@@ -29,7 +30,7 @@ int usable_threads() {
   std::string quota;
   double period = 0;
   if (file >> quota >> period && quota != "max" && period > 0) {
-    count = std::min(count, static_cast<int>(std::stod(quota) / period + 0.5));
+    count = std::min(count, static_cast<int>(std::lround(std::stod(quota) / period)));
   }
   return std::max(count, 1);
 }
