@@ -47,7 +47,7 @@ void HttpServer::reply(int connection) {
   ++requests_;
   Request request;
   const size_t begin = head.find(' ') + 1;
-  request.path = head.substr(begin, head.find(' ', begin) - begin);
+  request.path = head.substr(begin, head.find_first_of(" ?", begin) - begin);
   const std::string field = "Range: bytes=";
   if (const size_t at = head.find(field); at != std::string::npos) {
     request.range = head.substr(at + field.size(), head.find("\r\n", at) - at - field.size());

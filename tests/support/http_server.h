@@ -10,7 +10,7 @@
 namespace lockstep::test {
 
 struct Request {
-  std::string path;
+  std::string path;   ///< without the query
   std::string range;  ///< "bytes=5-" without "bytes=", or empty
 };
 

