@@ -104,6 +104,8 @@ class Checkpoint {
   /// Name of the architecture in lockstep: "llama", "mixtral", "qwen2".
   const std::string& architecture() const;
   const Config& config() const;
+  /// Replaces keys by those of a JSON merge patch (RFC 7396); null removes one.
+  void patch_config(std::string_view merge_patch);
   const std::vector<StoredTensor>& tensors() const;
   /// nullptr if there is none of that name.
   const StoredTensor* find(std::string_view name) const;

@@ -30,6 +30,7 @@ struct ModelOptions {
   Precision precision = Precision::exact;
   std::string isa;  ///< kernels to use; empty: the best this processor runs
   int threads = 0;  ///< 0: as many as the machine gives this process
+  std::string config_patch;  ///< JSON that replaces keys of the config (RFC 7396); empty: none
   /// Called with the share of weights packed so far, 0..1, from the loading thread.
   std::function<void(double)> progress;
 };

@@ -60,7 +60,7 @@ class Session {
 
  private:
   friend std::vector<Tensor> append_together(std::span<Session* const> sessions,
-                                             std::span<const std::span<const int32_t>> ids);
+                                             std::span<const std::span<const int32_t>> ids, Taps& taps);
   void check(std::span<const int32_t> ids) const;
   void keep_room(int64_t count) const;
   Tensor run(std::span<const int32_t> ids, bool every_row, Taps& taps);
@@ -74,6 +74,8 @@ class Session {
 
 /// Appends ids[i] to sessions[i], all in one forward pass of ragged rows; the sessions share one
 /// model. Returns the logits of each session's rows, [ids[i].size(), vocab].
+std::vector<Tensor> append_together(std::span<Session* const> sessions,
+                                    std::span<const std::span<const int32_t>> ids, Taps& taps);
 std::vector<Tensor> append_together(std::span<Session* const> sessions,
                                     std::span<const std::span<const int32_t>> ids);
 

@@ -44,6 +44,10 @@ void declare_perplexity(CLI::App& app);
 void declare_inspect(CLI::App& app);
 void declare_pull(CLI::App& app);
 void declare_bench(CLI::App& app);
+void declare_trace(CLI::App& app);
+void declare_diff(CLI::App& app);
+void declare_replay(CLI::App& app);
+void declare_selftest(CLI::App& app);
 
 /// A file's contents; "-" reads standard input. Error if it cannot be read.
 std::string read_text(const std::string& path);

@@ -26,7 +26,9 @@ int main(int argc, char** argv) {
   for (const auto declare :
        {lockstep::cli::declare_generate, lockstep::cli::declare_chat, lockstep::cli::declare_tokenize,
         lockstep::cli::declare_logits, lockstep::cli::declare_perplexity, lockstep::cli::declare_inspect,
-        lockstep::cli::declare_pull, lockstep::cli::declare_bench}) {
+        lockstep::cli::declare_pull, lockstep::cli::declare_bench,
+        lockstep::cli::declare_trace, lockstep::cli::declare_diff, lockstep::cli::declare_replay,
+        lockstep::cli::declare_selftest}) {
     declare(app);
   }
   if (argc > 1 && argv[1][0] != '-' &&
@@ -38,6 +40,8 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::Success& asked) {
     return app.exit(asked);
+  } catch (const CLI::RuntimeError& verdict) {
+    return verdict.get_exit_code();
   } catch (const CLI::ParseError& error) {
     std::fprintf(stderr, "lockstep: %s (see lockstep %s--help)\n", error.what(),
                  app.get_subcommands().empty() ? "" : (app.get_subcommands()[0]->get_name() + " ").c_str());

@@ -6,6 +6,7 @@
 #include "format/gguf.h"
 #include "format/gguf_view.h"
 #include "format/gguf_vocab.h"
+#include "format/json.h"
 #include "tensor/fail.h"
 
 namespace lockstep {
@@ -60,6 +61,13 @@ Checkpoint Checkpoint::open(const std::filesystem::path& path) {
 const std::string& Checkpoint::format() const { return state_->format; }
 const std::filesystem::path& Checkpoint::path() const { return state_->path; }
 const std::string& Checkpoint::architecture() const { return state_->architecture; }
+void Checkpoint::patch_config(std::string_view merge_patch) {
+  nlohmann::json merged = parse_json(state_->config->json(), state_->config->where());
+  merged.merge_patch(parse_json(merge_patch, "config patch"));
+  const std::string where = state_->config->where();
+  state_->config.emplace(merged.dump(), where);
+}
+
 const Config& Checkpoint::config() const { return *state_->config; }
 const std::vector<StoredTensor>& Checkpoint::tensors() const { return state_->tensors; }
 

@@ -21,15 +21,21 @@ std::string read_file(const fs::path& path) {
   return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
 }
 
+// False too for what cannot be a name.
+bool is_there(const fs::path& path) {
+  std::error_code unusable;
+  return fs::exists(path, unusable);
+}
+
 // Empty if there is no such file.
-std::string read_optional(const fs::path& path) { return fs::exists(path) ? read_file(path) : std::string(); }
+std::string read_optional(const fs::path& path) { return is_there(path) ? read_file(path) : std::string(); }
 
 // The shards that model.safetensors.index.json names, or the single file.
 std::vector<fs::path> weight_paths(const fs::path& folder) {
   const fs::path index = folder / "model.safetensors.index.json";
-  if (!fs::exists(index)) {
+  if (!is_there(index)) {
     const fs::path single = folder / "model.safetensors";
-    if (!fs::exists(single)) {
+    if (!is_there(single)) {
       fail(ErrorCode::not_found, "[{}] weights: expected model.safetensors or model.safetensors.index.json, got neither",
            folder.string());
     }
@@ -49,7 +55,7 @@ std::vector<fs::path> weight_paths(const fs::path& folder) {
       fail(ErrorCode::format, "[{}] weight_map: expected file names, got \"{}\"", index.string(), name);
     }
     paths.push_back(folder / name);
-    if (!fs::exists(paths.back())) {
+    if (!is_there(paths.back())) {
       fail(ErrorCode::not_found, "[{}] weight_map: expected the shard {}, got no such file", index.string(), name);
     }
   }
@@ -163,7 +169,7 @@ Tokenizer make_tokenizer(const fs::path& folder) {
 std::unique_ptr<Checkpoint::State> open_folder(const fs::path& path) {
   auto state = std::make_unique<Checkpoint::State>();
   const fs::path config_path = path / "config.json";
-  if (!fs::exists(config_path)) {
+  if (!is_there(config_path)) {
     fail(ErrorCode::not_found, "[{}] config.json: expected one in a model directory, got none", path.string());
   }
   state->config.emplace(read_file(config_path), config_path.string());
@@ -191,10 +197,10 @@ std::unique_ptr<Checkpoint::State> open_folder(const fs::path& path) {
   state->format = written_by_mlx ? "mlx" : "safetensors";
   state->tensors = quantisation.bits > 0 ? join_all_mlx(tensors, quantisation) : std::move(tensors);
   add_end_ids(config, state->end_ids);
-  if (const fs::path generation = path / "generation_config.json"; fs::exists(generation)) {
+  if (const fs::path generation = path / "generation_config.json"; is_there(generation)) {
     add_end_ids(Config(read_file(generation), generation.string()), state->end_ids);
   }
-  if (fs::exists(path / "tokenizer.json")) state->make_tokenizer = [path] { return make_tokenizer(path); };
+  if (is_there(path / "tokenizer.json")) state->make_tokenizer = [path] { return make_tokenizer(path); };
   return state;
 }
 

@@ -138,6 +138,12 @@ int64_t Session::cache_bytes() const { return cache_->bytes(); }
 
 std::vector<Tensor> append_together(std::span<Session* const> sessions,
                                     std::span<const std::span<const int32_t>> ids) {
+  Taps none;
+  return append_together(sessions, ids, none);
+}
+
+std::vector<Tensor> append_together(std::span<Session* const> sessions,
+                                    std::span<const std::span<const int32_t>> ids, Taps& taps) {
   if (sessions.empty() || sessions.size() != ids.size()) {
     fail(ErrorCode::invalid_argument, "[session] append_together: expected tokens for each of {} sessions, got {}",
          sessions.size(), ids.size());
@@ -155,8 +161,7 @@ std::vector<Tensor> append_together(std::span<Session* const> sessions,
     sessions[i]->keep_room(static_cast<int64_t>(ids[i].size()));
     batch.add(*sessions[i]->cache_, ids[i], sessions[i]->length(), sessions[i]->context_, true);
   }
-  Taps none;
-  const Tensor logits = sessions[0]->model_->forward(batch, none);
+  const Tensor logits = sessions[0]->model_->forward(batch, taps);
   std::vector<Tensor> results;
   for (size_t i = 0; i < sessions.size(); ++i) {
     Session& session = *sessions[i];

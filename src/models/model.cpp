@@ -62,7 +62,8 @@ Model::~Model() = default;
 
 std::shared_ptr<const Model> Model::load(const std::filesystem::path& path,
                                          const ModelOptions& options) {
-  const Checkpoint checkpoint = Checkpoint::open(path);
+  Checkpoint checkpoint = Checkpoint::open(path);
+  if (!options.config_patch.empty()) checkpoint.patch_config(options.config_patch);
   const ArchitectureEntry* entry = find_architecture(checkpoint.architecture());
   if (entry == nullptr) {
     std::string names;

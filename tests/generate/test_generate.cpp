@@ -47,12 +47,13 @@ void expect_reply(const std::shared_ptr<const Model>& model, const std::vector<i
 }
 
 TEST(Generate, RepliesOfTransformers) {
+  const nlohmann::json data = expected();
   for (const char* name : {"llama-text", "llama-text.gguf"}) {
     const auto model = text_model(name);
-    for (const nlohmann::json& reply : expected().at("raw")) {
+    for (const nlohmann::json& reply : data.at("raw")) {
       expect_reply(model, encode_prompt(*model, reply.at("text").get<std::string>(), {}, true), reply);
     }
-    for (const nlohmann::json& reply : expected().at("chats")) {
+    for (const nlohmann::json& reply : data.at("chats")) {
       std::vector<Message> messages;
       for (const nlohmann::json& message : reply.at("messages")) {
         messages.push_back({message.at("role"), message.at("content")});
@@ -65,9 +66,10 @@ TEST(Generate, RepliesOfTransformers) {
 }
 
 TEST(Generate, TextsOfTheReferenceTokenizer) {
+  const nlohmann::json data = expected();
   for (const char* name : {"llama-text", "llama-text.gguf"}) {
     const auto model = text_model(name);
-    for (const nlohmann::json& each : expected().at("texts")) {
+    for (const nlohmann::json& each : data.at("texts")) {
       const std::vector<int32_t> ids = each.at("ids");
       EXPECT_EQ(model->tokenizer().encode(each.at("text").get<std::string>(), false), ids) << name;
       EXPECT_EQ(model->tokenizer().decode(ids, false), each.at("decoded").get<std::string>()) << name;

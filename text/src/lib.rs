@@ -1,5 +1,6 @@
 //! Tokenizers and chat templates behind the C ABI of lockstep_text.h.
 
+mod assignments;
 mod detokenizer;
 mod error;
 mod ffi;

@@ -9,8 +9,18 @@ use minijinja::{Error, ErrorKind};
 /// Python raises RecursionError; here it also keeps the stack bounded.
 const MAX_DEPTH: usize = 200;
 
-fn too_deep() -> Error {
-    Error::new(ErrorKind::InvalidOperation, "expected a value nested less than 200 deep")
+/// A value that holds others many times over is short to make and endless to write.
+const MOST_TEXT: usize = 16 << 20;
+
+fn check(depth: usize, out: &str) -> Result<(), Error> {
+    let message = if depth > MAX_DEPTH {
+        "expected a value nested less than 200 deep"
+    } else if out.len() > MOST_TEXT {
+        "expected a value of at most 16 MiB as text"
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(ErrorKind::InvalidOperation, message))
 }
 
 /// `repr(float)`: the shortest digits that read back, exponents below -4 and from 16 on.
@@ -53,9 +63,7 @@ pub fn str(value: &Value) -> Result<String, Error> {
 }
 
 fn repr(value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
-    if depth > MAX_DEPTH {
-        return Err(too_deep());
-    }
+    check(depth, out)?;
     match value.kind() {
         ValueKind::Number => match as_float(value) {
             Some(number) => out.push_str(&float(number)),
@@ -137,9 +145,7 @@ impl Json {
     }
 
     fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
-        if depth > MAX_DEPTH {
-            return Err(too_deep());
-        }
+        check(depth, out)?;
         match value.kind() {
             ValueKind::None => out.push_str("null"),
             ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),

@@ -10,11 +10,17 @@ use minijinja::{Environment, ErrorKind, Output, State};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde_json::{Map, Value as Json};
 
+use crate::assignments;
 use crate::error::{Code, Error, Result};
 use crate::python;
 
-/// Bounds both the work of a rendering and, at 64 bytes a unit, the memory it makes.
-const FUEL: u64 = 4_000_000;
+/// Bounds the work of a rendering, at 64 bytes a unit the memory it makes, and how deep it nests values.
+const FUEL: u64 = 1_000_000;
+/// Expressions and values nest as deep as the source is long.
+const MOST_SOURCE: usize = 1 << 18;
+/// minijinja compiles, prints, compares and drops by recursion: a stack for the deepest of both, at
+/// about 1 KiB a level. Only what is used of it takes memory.
+const STACK: usize = 1 << 29;
 const DEFAULT: &str = "chat template";
 const TOOL_USE: &str = "tool_use chat template";
 
@@ -40,14 +46,30 @@ impl ChatTemplate {
         tool_use: Option<&str>,
         specials: Vec<(String, String)>,
     ) -> Result<Self> {
+        let size = source.len().max(tool_use.map_or(0, str::len));
+        if size > MOST_SOURCE {
+            return Err(Error::format(format!(
+                "[{DEFAULT}] expected at most {MOST_SOURCE} bytes, got {size}"
+            )));
+        }
+        on_deep_stack(|| Self::compile(source, tool_use, specials))
+    }
+
+    fn compile(
+        source: &str,
+        tool_use: Option<&str>,
+        specials: Vec<(String, String)>,
+    ) -> Result<Self> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| broken(DEFAULT, &e))?);
+        let syntax = syntax.map_err(|e| broken(DEFAULT, &e))?;
+        environment.set_syntax(syntax.clone());
         environment.set_fuel(Some(FUEL));
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_unknown_method_callback(unknown_method_callback);
         environment.set_formatter(format_value);
         environment.add_filter("tojson", tojson);
+        environment.add_filter(assignments::FILTER, assignments::kept);
         environment.add_filter("string", |v: &Value| python::str(v));
         environment.add_test("iterable", is_iterable);
         environment.add_test("sequence", is_sequence);
@@ -55,7 +77,7 @@ impl ChatTemplate {
         environment.add_function("strftime_now", strftime_now);
         let mut add = |name: &'static str, source: &str| {
             environment
-                .add_template_owned(name, prepare(source))
+                .add_template_owned(name, assignments::guard(prepare(source), &syntax))
                 .map_err(|e| Error { code: Code::Format, ..broken(name, &e) })
         };
         add(DEFAULT, source)?;
@@ -66,6 +88,10 @@ impl ChatTemplate {
     }
 
     pub fn render(&self, request: &Request) -> Result<String> {
+        on_deep_stack(|| self.render_here(request))
+    }
+
+    fn render_here(&self, request: &Request) -> Result<String> {
         let variables = parse("variables", request.variables)?;
         let Json::Object(variables) = variables.unwrap_or_else(|| Json::Object(Map::new())) else {
             return Err(Error::argument("[chat template: variables] expected a JSON object"));
@@ -92,6 +118,17 @@ impl ChatTemplate {
             .and_then(|template| template.render(context))
             .map_err(|e| broken(name, &e))
     }
+}
+
+fn on_deep_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work);
+        let thread = thread.map_err(|e| Error {
+            code: Code::Internal,
+            message: format!("[{DEFAULT}] expected {STACK} bytes of address space, got: {e}"),
+        })?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 fn parse(what: &str, text: &str) -> Result<Option<Json>> {

@@ -1,0 +1,178 @@
+// Where two engines part: traces, their comparison, replay, and the faults it is tested with.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "lockstep/session.h"
+#include "lockstep/tensor.h"
+#include "lockstep/trace.h"
+
+namespace lockstep {
+
+/// One tensor of a trace: what a site held for some rows of one sequence in one pass.
+struct TraceEvent {
+  int step = 0;               ///< 0: prefill; n: the n-th decode step
+  int row = 0;                ///< sequence of the batch
+  int layer = kNoLayer;
+  std::string site;
+  int64_t first_position = 0;
+  Shape shape;                ///< [T, ...]
+  std::string axes;           ///< "T H D", "T C", "T E"
+  std::string hash;           ///< of the bytes; equal bytes, equal hash within one engine
+  std::span<const float> values;
+
+  /// "L00.q_rope"; without a layer the site alone.
+  std::string name() const;
+};
+
+/// What an engine computed, and under which conditions.
+class Trace {
+ public:
+  struct Sequence {
+    std::vector<int32_t> ids;  ///< prompt
+    std::vector<int32_t> fed;  ///< one token a decode step
+  };
+  std::string engine;         ///< "transformers 5.23.0"
+  std::string architecture;
+  std::string precision = "f32";
+  std::string kv_type = "f32";
+  int64_t layers = 0;
+  int level = 2;
+  std::string where;          ///< its directory, or what else to call it
+  std::vector<Sequence> sequences;
+  std::vector<std::string> sites;  ///< declared
+  std::string config;              ///< JSON, as the engine read it
+  std::vector<std::string> unread_keys;
+  std::map<std::string, std::string> weights_sha256;
+
+  /// Reads a directory written by lockstep or python/lockstep/capture. Error `not_found` or `format`: not a
+  /// trace, cut short, another version, an event twice or none for a declared site.
+  static Trace open(const std::filesystem::path& directory);
+  /// Writes the directory; tensors are written in shards of 64 MB as `save` goes. Error `io`.
+  void save(const std::filesystem::path& directory) const;
+
+  const std::vector<TraceEvent>& events() const { return events_; }
+  /// Copies the values of an event and keeps them.
+  void add(TraceEvent event, std::span<const float> values);
+
+ private:
+  std::vector<TraceEvent> events_;
+  std::vector<std::shared_ptr<const void>> storage_;
+};
+
+/// A named way to compute wrongly, hung on the taps or on the config. Catalogue: docs/faults.md.
+struct Fault {
+  std::string name;
+  int kind = 0;              ///< number in the catalogue
+  std::string summary;
+  std::string site;          ///< where its error begins
+  bool decode_only = false;  ///< acts when one token a sequence is computed
+  std::string heads;         ///< "all", "1-" (all but the first), "some": decided by the model; "" none
+  int row = 0;               ///< first sequence it touches
+};
+const std::vector<Fault>& faults();
+/// Error `invalid_argument` naming those there are.
+const Fault& find_fault(const std::string& name);
+
+struct TraceOptions {
+  std::vector<Trace::Sequence> sequences;  ///< `fed` empty: greedy tokens
+  int64_t steps = 0;                       ///< decode steps, where nothing is fed
+  int level = 2;
+  ModelOptions model{.precision = Precision::f32, .isa = {}, .threads = 0, .config_patch = {}, .progress = {}};
+  KvType kv_type = KvType::f32;
+  std::string fault;  ///< name of one to inject; empty: none
+};
+/// Runs our engine and keeps every site of the level.
+Trace record_trace(const std::filesystem::path& model, const TraceOptions& options);
+/// Whether a fault can act on this model and these sequences, and if not, why.
+std::optional<std::string> cannot_act(const Fault& fault, const std::filesystem::path& model,
+                                      const TraceOptions& options);
+
+/// How far correct implementations are apart, by phase and site.
+class Floor {
+ public:
+  /// Reads floor.json for a policy such as "f32/f32". Error `not_found` or `format`.
+  Floor(const std::filesystem::path& file, const std::string& policy);
+  Floor() = default;
+  /// Never below 2^-23 sqrt(width), the rounding of one sum of that length.
+  double at(bool decode, const std::string& name, int64_t width) const;
+
+ private:
+  std::map<std::string, double> prefill_, decode_;
+};
+
+enum class Verdict { within, divergent, inconclusive };
+
+/// One site of one pass, compared.
+struct SiteScore {
+  int step = 0;
+  int row = 0;
+  int layer = kNoLayer;
+  std::string site;
+  double error = 0;   ///< largest relative L2 error of a row
+  double floor = 0;
+  double score = 0;   ///< error / floor
+  int64_t token = 0;  ///< position where it is largest
+  int64_t first_bad = -1;  ///< first position beyond the band; -1: none
+  std::vector<double> heads;  ///< largest score of each head, if the site has heads
+  std::vector<int> bad_heads;
+  std::string finding;        ///< what the layout solver found: "equal after interleaving"
+
+  std::string name() const;
+};
+
+struct DiffReport {
+  Verdict verdict = Verdict::within;
+  std::string reason;              ///< one line
+  std::optional<SiteScore> first;  ///< first injected error
+  std::vector<SiteScore> scores;   ///< in causal order
+  std::vector<std::string> unmatched;
+  int64_t compared = 0, expected = 0;
+  int64_t inherited = 0;           ///< later sites beyond the band
+  std::vector<std::string> notes;
+};
+
+/// Beyond this many times the floor a site is divergent (noisy from 1, suspicious from 4).
+inline constexpr double kBand = 16;
+
+/// Compares `subject` with `reference`, teacher-forced: both must have been fed the same tokens.
+DiffReport diff(const Trace& subject, const Trace& reference, const Floor& floor);
+
+/// Feeds the reference's tensors to every operation of ours: the errors are those each injects by itself.
+DiffReport replay(const std::filesystem::path& model, const TraceOptions& options, const Trace& reference,
+                  const Floor& floor);
+
+/// One screen: the verdict and a table like the one of the case that started the project.
+std::string report_text(const DiffReport& report, bool colour);
+std::string report_json(const DiffReport& report);
+std::string report_html(const DiffReport& report);
+
+struct SelftestResult {
+  struct Case {
+    std::string fault;  ///< empty: a clean run
+    std::string model;
+    bool can_act = true;
+    bool detected = false;
+    bool localised = false;
+    std::string outcome;
+  };
+  std::vector<Case> cases;
+  int64_t faults = 0;        ///< distinct names run where they act
+  double detected = 0;       ///< fraction of those runs
+  double localised = 0;
+  int64_t clean_runs = 0;    ///< faults where they cannot act included
+  int64_t false_alarms = 0;
+};
+/// Injects every fault into tiny checkpoints and scores the verdicts against traces of transformers in `data`
+/// (tests/data). `progress`: share done.
+SelftestResult selftest(const std::filesystem::path& data, const std::function<void(double)>& progress = {});
+
+}  // namespace lockstep

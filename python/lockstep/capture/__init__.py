@@ -1,0 +1,1 @@
+"""Captures of reference engines in lockstep's trace format: python -m lockstep.capture --help."""

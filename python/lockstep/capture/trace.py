@@ -1,0 +1,65 @@
+"""Writing a trace directory: manifest.json, events.jsonl, tensors-*.safetensors (docs/trace-format.md)."""
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+VERSION = 1
+# In causal order: outside layers, within a layer, outside again.
+BEFORE = ["embed"]
+LAYER = ["attn_norm", "q_proj", "k_proj", "v_proj", "q_rope", "k_rope", "attn_ctx", "o_proj", "attn_resid", "ffn_norm",
+         "router_logits", "router_weights", "gate", "up", "act", "down", "moe_out", "ffn_resid"]
+AFTER = ["final_norm", "logits"]
+LEVELS = [{"logits"}, {"embed", "attn_resid", "ffn_resid", "final_norm", "logits"}, set(BEFORE + LAYER + AFTER)]
+AXES = {"q_proj": "T H D", "k_proj": "T H D", "v_proj": "T H D", "q_rope": "T H D", "k_rope": "T H D",
+        "attn_ctx": "T H D", "router_logits": "T E", "router_weights": "T E"}
+SHARD_BYTES = 64 << 20
+
+
+def statistics(x):
+    finite = x[np.isfinite(x)].astype(np.float64)
+    return {"n": int(x.size), "nan": int(np.isnan(x).sum()), "inf": int(np.isinf(x).sum()),
+            "absmax": float(np.abs(finite).max(initial=0)), "mean": float(finite.mean()) if finite.size else 0.0,
+            "rms": float(np.sqrt(np.square(finite).mean())) if finite.size else 0.0}
+
+
+class Writer:
+    """Streams events to a directory; tensors are kept for at most one shard."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for old in [*self.folder.glob("tensors-*.safetensors"), self.folder / "events.jsonl", self.folder / "manifest.json"]:
+            old.unlink(missing_ok=True)
+        self.events = open(self.folder / "events.jsonl", "w")
+        self.pending, self.bytes, self.shard, self.seq = {}, 0, 0, 0
+
+    def add(self, phase, step, row, first_position, layer, site, values):
+        """values: [T, ...] f32; layer: None for the sites of no layer."""
+        values = np.ascontiguousarray(values, np.float32)
+        key = f"{phase[0]}{step}.r{row}." + (f"L{layer:02d}." if layer is not None else "") + site
+        event = {"seq": self.seq, "parents": [self.seq - 1] if self.seq else [], "phase": phase, "step": step, "chunk": 0,
+                 "row": row, "pos": [first_position, first_position + len(values)], "layer": layer, "site": site,
+                 "role": "out", "axes": AXES.get(site, "T C"), "shape": list(values.shape), "dtype_stored": "f32",
+                 "dtype_compute": "f32", "storage": "full", "tensor": f"tensors-{self.shard:05d}.safetensors#{key}",
+                 "hash": hashlib.sha256(values.tobytes()).hexdigest()[:16], "stats": statistics(values)}
+        self.events.write(json.dumps(event) + "\n")
+        self.seq += 1
+        self.pending[key] = values
+        self.bytes += values.nbytes
+        if self.bytes >= SHARD_BYTES:
+            self.flush()
+
+    def flush(self):
+        if self.pending:
+            save_file(self.pending, self.folder / f"tensors-{self.shard:05d}.safetensors")
+            self.pending, self.bytes, self.shard = {}, 0, self.shard + 1
+
+    def finish(self, manifest):
+        """The manifest is written last: a trace without one is not whole."""
+        self.flush()
+        self.events.close()
+        (self.folder / "manifest.json").write_text(json.dumps({"format": "lockstep-trace", "version": VERSION, **manifest},
+                                                              indent=1) + "\n")

@@ -1,0 +1,49 @@
+// How a fault does its damage: hooks around the recording of a site.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "lockstep/checkpoint.h"
+#include "lockstep/divergence.h"
+
+namespace lockstep {
+
+/// What the faults need to know of a model.
+struct ModelFacts {
+  const Checkpoint* checkpoint = nullptr;
+  nlohmann::json config;
+  int64_t heads = 0, kv_heads = 0, head_dim = 0, hidden = 0, window = 0, experts = 0, chosen = 0;
+  double theta = 10000;
+  std::string rope_type = "default";
+
+  explicit ModelFacts(const Checkpoint& checkpoint);
+};
+
+/// The rows of the pass that is running.
+struct PassRows {
+  int step = 0;
+  std::vector<int32_t> positions;  // [T]
+  std::vector<int> sequences;      // [T]
+};
+
+/// Damages tensors. What is done `before` a site is recorded shows there; what is done `after` shows only in what is
+/// computed from it: so a fault inside an operation damages its inputs after and repairs its outputs before.
+struct Injection {
+  using Hook = std::function<void(const ModelFacts&, const PassRows&, int layer, Site, Tensor&, std::map<Site, Tensor>& seen)>;
+
+  Fault fault;
+  /// Why it cannot act here; nothing: it can.
+  std::function<std::optional<std::string>(const ModelFacts&, const std::vector<Trace::Sequence>&)> cannot;
+  std::function<nlohmann::json(const ModelFacts&)> patch;  // of the config; empty: none
+  Hook before, after;
+  std::vector<Site> keeps;  // sites whose tensors `before` wants to see later in the layer
+};
+const std::vector<Injection>& injections();
+const Injection& find_injection(const std::string& name);
+
+}  // namespace lockstep

@@ -1,0 +1,16 @@
+// The passes of a trace: one ragged prefill, then decode steps of all sequences together.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "lockstep/divergence.h"
+#include "trace/inject.h"
+
+namespace lockstep {
+
+/// Runs them; `rows` tells the observer behind `taps` which rows are being computed. Returns what was fed.
+std::vector<Trace::Sequence> run_passes(const std::shared_ptr<const Model>& model, const TraceOptions& options,
+                                        PassRows& rows, Taps& taps);
+
+}  // namespace lockstep

@@ -1,0 +1,150 @@
+// Running our engine with every site recorded, a fault injected if asked for.
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "lockstep/divergence.h"
+#include "tensor/fail.h"
+#include "trace/inject.h"
+#include "trace/passes.h"
+
+namespace lockstep {
+namespace {
+
+std::string axes_of(Site site) {
+  switch (site) {
+    case Site::q_proj: case Site::k_proj: case Site::v_proj: case Site::q_rope: case Site::k_rope: case Site::attn_ctx:
+      return "T H D";
+    case Site::router_logits: case Site::router_weights: return "T E";
+    default: return "T C";
+  }
+}
+
+bool in_level(Site site, int level) {
+  if (level >= 2) return true;
+  if (site == Site::logits) return true;
+  return level == 1 && (site == Site::embed || site == Site::attn_resid || site == Site::ffn_resid || site == Site::final_norm);
+}
+
+class Recorder : public Observer {
+ public:
+  Recorder(Trace& trace, const PassRows& rows, const ModelFacts& facts, const Injection* injection)
+      : trace_(trace), rows_(rows), facts_(facts), injection_(injection) {}
+
+  void observe(int layer, Site site, Tensor& tensor) override {
+    if (injection_ != nullptr && injection_->before) injection_->before(facts_, rows_, layer, site, tensor, seen_);
+    if (in_level(site, trace_.level)) record(layer, site, tensor);
+    if (injection_ == nullptr) return;
+    if (std::ranges::find(injection_->keeps, site) != injection_->keeps.end()) seen_.insert_or_assign(site, tensor.clone());
+    if (injection_->after) injection_->after(facts_, rows_, layer, site, tensor, seen_);
+  }
+
+ private:
+  // One event a sequence: rows of one sequence lie side by side.
+  void record(int layer, Site site, const Tensor& tensor) {
+    const int64_t rows = tensor.shape()[0];
+    for (int64_t begin = 0; begin < rows;) {
+      int64_t end = begin;
+      while (end < rows && rows_.sequences[static_cast<size_t>(end)] == rows_.sequences[static_cast<size_t>(begin)]) ++end;
+      TraceEvent event;
+      event.step = rows_.step;
+      event.row = rows_.sequences[static_cast<size_t>(begin)];
+      event.layer = layer;
+      event.site = std::string(site_name(site));
+      event.first_position = rows_.positions[static_cast<size_t>(begin)];
+      event.shape = tensor.shape();
+      event.shape[0] = end - begin;
+      event.axes = axes_of(site);
+      const auto width = static_cast<size_t>(tensor.row_size());
+      trace_.add(std::move(event), tensor.values().subspan(static_cast<size_t>(begin) * width, static_cast<size_t>(end - begin) * width));
+      begin = end;
+    }
+  }
+
+  Trace& trace_;
+  const PassRows& rows_;
+  const ModelFacts& facts_;
+  const Injection* injection_;
+  std::map<Site, Tensor> seen_;
+};
+
+}  // namespace
+
+std::vector<Trace::Sequence> run_passes(const std::shared_ptr<const Model>& model, const TraceOptions& options,
+                                        PassRows& rows, Taps& taps) {
+  std::vector<Trace::Sequence> done;
+  std::vector<Session> sessions;
+  std::vector<Session*> pointers;
+  SessionOptions session;
+  session.kv_type = options.kv_type;
+  int64_t steps = options.steps;
+  for (const Trace::Sequence& sequence : options.sequences) {
+    sessions.emplace_back(model, session);
+    done.push_back({sequence.ids, {}});
+    if (!sequence.fed.empty()) steps = static_cast<int64_t>(sequence.fed.size());
+  }
+  for (Session& each : sessions) pointers.push_back(&each);
+  std::vector<std::vector<int32_t>> next;
+  for (const Trace::Sequence& sequence : options.sequences) next.push_back(sequence.ids);
+  for (int64_t step = 0; step <= steps; ++step) {
+    rows = {static_cast<int>(step), {}, {}};
+    std::vector<std::span<const int32_t>> parts;
+    for (size_t s = 0; s < next.size(); ++s) {
+      parts.emplace_back(next[s]);
+      for (size_t i = 0; i < next[s].size(); ++i) {
+        rows.positions.push_back(static_cast<int32_t>(sessions[s].length() + static_cast<int64_t>(i)));
+        rows.sequences.push_back(static_cast<int>(s));
+      }
+    }
+    const std::vector<Tensor> logits = append_together(pointers, parts, taps);
+    if (step == steps) break;
+    for (size_t s = 0; s < next.size(); ++s) {
+      const Tensor& mine = logits[s];
+      const float* last = mine.row(mine.shape()[0] - 1);
+      const auto& fed = options.sequences[s].fed;
+      const int32_t id = fed.empty() ? static_cast<int32_t>(std::max_element(last, last + mine.row_size()) - last)
+                                     : fed.at(static_cast<size_t>(step));
+      next[s] = {id};
+      done[s].fed.push_back(id);
+    }
+  }
+  return done;
+}
+
+Trace record_trace(const std::filesystem::path& path, const TraceOptions& options) {
+  if (options.sequences.empty()) fail(ErrorCode::invalid_argument, "[trace] sequences: expected at least one, got none");
+  if (options.level < 0 || options.level > 2) {
+    fail(ErrorCode::invalid_argument, "[trace] level: expected 0 to 2, got {}", options.level);
+  }
+  const Checkpoint checkpoint = Checkpoint::open(path);
+  const ModelFacts facts(checkpoint);
+  const Injection* injection = options.fault.empty() ? nullptr : &find_injection(options.fault);
+  ModelOptions model_options = options.model;
+  if (injection != nullptr && injection->patch) model_options.config_patch = injection->patch(facts).dump();
+  const auto model = Model::load(path, model_options);
+  Trace trace;
+  trace.engine = "lockstep " + std::string(model->isa());
+  trace.architecture = model->info().architecture;
+  trace.precision = std::string(precision_name(model->precision()));
+  trace.kv_type = std::string(kv_type_name(options.kv_type));
+  trace.layers = model->info().layers;
+  trace.level = options.level;
+  trace.where = "lockstep";
+  trace.config = checkpoint.config().json();
+  trace.unread_keys = model->info().unread_keys;
+  PassRows rows;
+  Recorder recorder(trace, rows, facts, injection);
+  Taps taps(&recorder);
+  trace.sequences = run_passes(model, options, rows, taps);
+  std::set<std::string> sites;
+  for (const TraceEvent& event : trace.events()) sites.insert(event.site);
+  trace.sites.assign(sites.begin(), sites.end());
+  return trace;
+}
+
+std::optional<std::string> cannot_act(const Fault& fault, const std::filesystem::path& path, const TraceOptions& options) {
+  const Checkpoint checkpoint = Checkpoint::open(path);
+  return find_injection(fault.name).cannot(ModelFacts(checkpoint), options.sequences);
+}
+
+}  // namespace lockstep

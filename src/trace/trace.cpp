@@ -1,0 +1,268 @@
+// Trace directories: reading and writing. Format: docs/trace-format.md.
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
+
+#include "format/json.h"
+#include "format/safetensors.h"
+#include "format/write_file.h"
+#include "lockstep/checkpoint.h"
+#include "lockstep/divergence.h"
+#include "tensor/fail.h"
+#include "tensor/memory_map.h"
+
+namespace lockstep {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr int kVersion = 1;
+constexpr size_t kShardBytes = size_t{64} << 20;
+constexpr int64_t kMostSteps = 1 << 20;
+
+std::string fnv(std::span<const float> values) {
+  uint64_t hash = 0xCBF29CE484222325U;
+  for (const std::byte byte : std::as_bytes(values)) hash = (hash ^ static_cast<uint64_t>(byte)) * 0x100000001B3U;
+  return fmt::format("{:016x}", hash);
+}
+
+std::string contents(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) fail(ErrorCode::not_found, "[{}] trace: expected this file, got none; is the directory a trace, and whole?", path.string());
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+std::string tensor_key(const TraceEvent& event) {
+  return fmt::format("{}{}.r{}.{}", event.step == 0 ? 'p' : 'd', event.step, event.row, event.name());
+}
+
+json statistics(std::span<const float> values) {
+  int64_t nan = 0, inf = 0;
+  double largest = 0, sum = 0, squares = 0;
+  for (const float x : values) {
+    if (x != x) {
+      ++nan;
+    } else if (x - x != 0) {
+      ++inf;
+    } else {
+      largest = std::max<double>(largest, x < 0 ? -x : x);
+      sum += x;
+      squares += static_cast<double>(x) * x;
+    }
+  }
+  const double finite = std::max<double>(1, static_cast<double>(values.size()) - static_cast<double>(nan + inf));
+  return {{"n", values.size()}, {"nan", nan}, {"inf", inf}, {"absmax", largest}, {"mean", sum / finite},
+          {"rms", std::sqrt(squares / finite)}};
+}
+
+void write_text(const fs::path& path, const std::string& text) {
+  const std::span<const std::byte> part = std::as_bytes(std::span(text));
+  write_file(path, {&part, 1});
+}
+
+// Parsed JSON, or an error that names the file and the line.
+json parse(const std::string& text, const std::string& where) {
+  json value = parse_json(text, where);
+  if (!value.is_object()) fail(ErrorCode::format, "[{}] JSON: expected an object, got something else; is the file cut short?", where);
+  return value;
+}
+
+// Reading with bounds: a missing key or another type is one line, not an exception of the JSON library.
+template <typename T>
+T get(const json& object, const char* key, const std::string& where) {
+  try {
+    return object.at(key).get<T>();
+  } catch (const json::exception&) {
+    fail(ErrorCode::format, "[{}] {}: expected a value of its type, got none", where, key);
+  }
+}
+
+class Shards {
+ public:
+  explicit Shards(fs::path directory) : directory_(std::move(directory)) {}
+
+  // "tensors-00000.safetensors#key"
+  const SafeTensor& find(const std::string& reference, const std::string& where) {
+    const size_t hash = reference.find('#');
+    const std::string file = reference.substr(0, hash);
+    if (hash == std::string::npos || !file.starts_with("tensors-") || file.find('/') != std::string::npos) {
+      fail(ErrorCode::format, "[{}] tensor: expected FILE#KEY, got {}", where, reference);
+    }
+    auto shard = shards_.find(file);
+    if (shard == shards_.end()) {
+      Shard opened{std::make_shared<MemoryMap>(directory_ / file), {}};
+      for (SafeTensor& tensor : read_safetensors(opened.map->bytes(), (directory_ / file).string()).tensors) {
+        std::string name = tensor.name;
+        opened.tensors.emplace(std::move(name), std::move(tensor));
+      }
+      shard = shards_.emplace(file, std::move(opened)).first;
+    }
+    const auto tensor = shard->second.tensors.find(reference.substr(hash + 1));
+    if (tensor == shard->second.tensors.end()) {
+      fail(ErrorCode::format, "[{}] tensor: expected {} in its file, got none", where, reference);
+    }
+    return tensor->second;
+  }
+  std::vector<std::shared_ptr<const void>> maps() const {
+    std::vector<std::shared_ptr<const void>> all;
+    for (const auto& [name, shard] : shards_) all.push_back(shard.map);
+    return all;
+  }
+
+ private:
+  struct Shard {
+    std::shared_ptr<MemoryMap> map;
+    std::map<std::string, SafeTensor> tensors;
+  };
+  fs::path directory_;
+  std::map<std::string, Shard> shards_;
+};
+
+TraceEvent parse_event(const json& line, Shards& shards, const std::string& where) {
+  TraceEvent event;
+  const auto phase = get<std::string>(line, "phase", where);
+  event.step = static_cast<int>(get<int64_t>(line, "step", where));
+  event.row = static_cast<int>(get<int64_t>(line, "row", where));
+  event.layer = line.contains("layer") && line["layer"].is_number_integer() ? static_cast<int>(line["layer"].get<int64_t>()) : kNoLayer;
+  event.site = get<std::string>(line, "site", where);
+  event.axes = get<std::string>(line, "axes", where);
+  event.hash = get<std::string>(line, "hash", where);
+  const auto positions = get<std::vector<int64_t>>(line, "pos", where);
+  if ((phase != "prefill" && phase != "decode") || (phase == "prefill") != (event.step == 0) || event.step < 0 ||
+      event.step > kMostSteps || event.row < 0 || event.row > kMostSteps || event.layer < kNoLayer ||
+      event.layer > kMostSteps || positions.size() != 2 || positions[0] < 0) {
+    fail(ErrorCode::format, "[{}] event: expected phase, step, row, layer and positions that agree, got others", where);
+  }
+  event.first_position = positions[0];
+  const SafeTensor& tensor = shards.find(get<std::string>(line, "tensor", where), where);
+  if (tensor.dtype != DType::f32 || tensor.shape.rank() < 2 || tensor.shape.size() == 0 ||
+      tensor.shape[0] != positions[1] - positions[0]) {
+    fail(ErrorCode::format, "[{}] tensor: expected F32 with a row for each position, got {} {}", where,
+         dtype_name(tensor.dtype), tensor.shape.str());
+  }
+  event.shape = tensor.shape;
+  if (reinterpret_cast<uintptr_t>(tensor.data.data()) % alignof(float) != 0) {
+    fail(ErrorCode::format, "[{}] tensor: expected aligned values, got others", where);
+  }
+  event.values = {reinterpret_cast<const float*>(tensor.data.data()), static_cast<size_t>(tensor.shape.size())};
+  return event;
+}
+
+// A declared site without an event, or an event twice, means that the capture went wrong.
+void check_complete(const Trace& trace) {
+  std::set<std::tuple<int, int, int, std::string, int64_t>> seen;
+  std::set<std::string> sites;
+  for (const TraceEvent& event : trace.events()) {
+    if (!seen.emplace(event.step, event.row, event.layer, event.site, event.first_position).second) {
+      fail(ErrorCode::format, "[{}] events: expected each site once a pass, got step {}, row {}, {} twice", trace.where,
+           event.step, event.row, event.name());
+    }
+    sites.insert(event.site);
+  }
+  for (const std::string& site : trace.sites) {
+    if (!sites.contains(site)) fail(ErrorCode::format, "[{}] events: expected some of the declared site {}, got none", trace.where, site);
+  }
+}
+
+}  // namespace
+
+std::string TraceEvent::name() const { return layer == kNoLayer ? site : fmt::format("L{:02}.{}", layer, site); }
+
+void Trace::add(TraceEvent event, std::span<const float> values) {
+  auto copy = std::make_shared<std::vector<float>>(values.begin(), values.end());
+  event.values = *copy;
+  event.hash = fnv(event.values);
+  storage_.push_back(std::move(copy));
+  events_.push_back(std::move(event));
+}
+
+Trace Trace::open(const fs::path& directory) {
+  Trace trace;
+  trace.where = directory.string();
+  const std::string manifest_name = (directory / "manifest.json").string();
+  const json manifest = parse(contents(manifest_name), manifest_name);
+  if (get<std::string>(manifest, "format", manifest_name) != "lockstep-trace" ||
+      get<int64_t>(manifest, "version", manifest_name) != kVersion) {
+    fail(ErrorCode::format, "[{}] format: expected lockstep-trace of version {}, got another", manifest_name, kVersion);
+  }
+  const json engine = get<json>(manifest, "engine", manifest_name);
+  trace.engine = get<std::string>(engine, "name", manifest_name) + " " + get<std::string>(engine, "version", manifest_name);
+  const json policy = get<json>(manifest, "policy", manifest_name);
+  trace.precision = get<std::string>(policy, "precision", manifest_name);
+  trace.kv_type = get<std::string>(policy, "kv_type", manifest_name);
+  const json model = get<json>(manifest, "model", manifest_name);
+  trace.architecture = get<std::string>(model, "architecture", manifest_name);
+  trace.layers = get<int64_t>(model, "layers", manifest_name);
+  trace.config = get<json>(model, "config", manifest_name).dump();
+  trace.level = static_cast<int>(get<int64_t>(manifest, "level", manifest_name));
+  trace.sites = get<std::vector<std::string>>(manifest, "sites", manifest_name);
+  for (const json& row : get<json>(manifest, "rows", manifest_name)) {
+    trace.sequences.push_back({get<std::vector<int32_t>>(row, "ids", manifest_name), get<std::vector<int32_t>>(row, "fed", manifest_name)});
+  }
+  Shards shards(directory);
+  std::istringstream lines(contents(directory / "events.jsonl"));
+  int64_t number = 0;
+  for (std::string line; std::getline(lines, line);) {
+    const std::string where = (directory / "events.jsonl").string() + ": line " + std::to_string(++number);
+    trace.events_.push_back(parse_event(parse(line, where), shards, where));
+  }
+  trace.storage_ = shards.maps();
+  check_complete(trace);
+  return trace;
+}
+
+void Trace::save(const fs::path& directory) const {
+  std::error_code refused;
+  fs::create_directories(directory, refused);
+  if (refused) fail(ErrorCode::io, "[{}] create: {}", directory.string(), refused.message());
+  // The manifest is written last: a trace without one is not whole.
+  fs::remove(directory / "manifest.json", refused);
+  std::string lines;
+  std::vector<NamedTensor> shard;
+  size_t bytes = 0;
+  int shards = 0;
+  const auto shard_name = [&] { return fmt::format("tensors-{:05}.safetensors", shards); };
+  const auto flush = [&] {
+    if (!shard.empty()) save_tensors(directory / shard_name(), shard);
+    shards += shard.empty() ? 0 : 1;
+    shard.clear();
+    bytes = 0;
+  };
+  for (size_t i = 0; i < events_.size(); ++i) {
+    const TraceEvent& event = events_[i];
+    const std::string key = tensor_key(event);
+    json parents = json::array();
+    if (i > 0) parents.push_back(i - 1);
+    const json line = {{"seq", i}, {"parents", parents}, {"phase", event.step == 0 ? "prefill" : "decode"},
+                       {"step", event.step}, {"chunk", 0}, {"row", event.row},
+                       {"pos", {event.first_position, event.first_position + event.shape[0]}},
+                       {"layer", event.layer == kNoLayer ? json() : json(event.layer)}, {"site", event.site}, {"role", "out"},
+                       {"axes", event.axes}, {"shape", std::vector<int64_t>(event.shape.begin(), event.shape.end())},
+                       {"dtype_stored", "f32"}, {"dtype_compute", precision}, {"storage", "full"},
+                       {"tensor", shard_name() + "#" + key}, {"hash", event.hash}, {"stats", statistics(event.values)}};
+    lines += line.dump() + "\n";
+    shard.push_back({key, DType::f32, event.shape, std::as_bytes(event.values)});
+    bytes += event.values.size_bytes();
+    if (bytes >= kShardBytes) flush();
+  }
+  flush();
+  write_text(directory / "events.jsonl", lines);
+  json rows = json::array();
+  for (const Sequence& each : sequences) rows.push_back({{"ids", each.ids}, {"fed", each.fed}});
+  const size_t space = engine.find(' ');
+  const json manifest = {{"format", "lockstep-trace"}, {"version", kVersion},
+                         {"engine", {{"name", engine.substr(0, space)}, {"version", engine.substr(space + 1)}}},
+                         {"policy", {{"precision", precision}, {"kv_type", kv_type}}},
+                         {"model", {{"architecture", architecture}, {"layers", layers},
+                                    {"config", json::parse(config.empty() ? "{}" : config)},
+                                    {"unread_keys", unread_keys}, {"weights_sha256", weights_sha256}}},
+                         {"level", level}, {"rows", rows}, {"sites", sites}};
+  write_text(directory / "manifest.json", manifest.dump(1) + "\n");
+}
+
+}  // namespace lockstep
