@@ -89,9 +89,24 @@ struct TraceOptions {
   ModelOptions model{.precision = Precision::f32, .isa = {}, .threads = 0, .config_patch = {}, .progress = {}};
   KvType kv_type = KvType::f32;
   std::string fault;  ///< name of one to inject; empty: none
+  bool checksums = false;  ///< note those of the weight files, so that other weights are told from faults
 };
 /// Runs our engine and keeps every site of the level.
 Trace record_trace(const std::filesystem::path& model, const TraceOptions& options);
+/// Computes wrongly while text is generated: an observer for one session, and the patch its model must be loaded
+/// with (ModelOptions::config_patch).
+class FaultObserver : public Observer {
+ public:
+  FaultObserver(const std::string& fault, const std::filesystem::path& model);
+  ~FaultObserver() override;
+  const std::string& config_patch() const;
+  void observe(int layer, Site site, Tensor& tensor) override;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
 /// Whether a fault can act on this model and these sequences, and if not, why.
 std::optional<std::string> cannot_act(const Fault& fault, const std::filesystem::path& model,
                                       const TraceOptions& options);

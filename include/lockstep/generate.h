@@ -79,6 +79,7 @@ struct GenerateOptions {
   SamplingOptions sampling;
   std::vector<std::string> stop;    ///< strings that end the text; not part of it
   std::optional<int64_t> logprobs;  ///< this many alternatives a token
+  Observer* observer = nullptr;     ///< sees every forward pass
 };
 
 struct Timings {

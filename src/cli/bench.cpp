@@ -2,6 +2,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli.h"
+#include "errors.h"
 #include "lockstep/bench.h"
 
 namespace lockstep::cli {
@@ -76,16 +77,16 @@ void declare_bench(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("bench", "Measure prefill and decode beside the limits of this machine");
   flags->model.declare(*verb);
   BenchOptions& bench = flags->bench;
-  const CLI::Range positive(int64_t{1}, int64_t{1} << 30);
+  const CLI::Validator positive = in_range(int64_t{1}, int64_t{1} << 30);
   verb->add_option("--prefill", bench.prefill, "tokens of the prompt")->check(positive)->capture_default_str();
   verb->add_option("--decode", bench.decode, "tokens generated one by one")->check(positive)->capture_default_str();
   verb->add_option("--streams", bench.streams, "sessions decoded together")
-      ->check(CLI::Range(int64_t{1}, int64_t{1024}))
+      ->check(in_range(int64_t{1}, int64_t{1024}))
       ->capture_default_str();
   verb->add_option("--depth", bench.depth, "tokens already in the session")
-      ->check(CLI::Range(int64_t{0}, int64_t{1} << 30))
+      ->check(in_range(int64_t{0}, int64_t{1} << 30))
       ->capture_default_str();
-  verb->add_option("--repeat", bench.repeat, "rounds")->check(CLI::Range(1, 1000))->capture_default_str();
+  verb->add_option("--repeat", bench.repeat, "rounds")->check(in_range(1, 1000))->capture_default_str();
   verb->add_flag("--json", flags->json, "print one JSON object");
   verb->footer("Examples:\n"
                "  lockstep bench\n"

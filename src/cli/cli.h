@@ -25,7 +25,7 @@ struct ModelFlags {
   /// Declares the flags on a verb. `session`: also those of a session (-c, --kv-type).
   void declare(CLI::App& verb, bool session = true);
   /// Loads the model, with a progress bar on a terminal.
-  std::shared_ptr<const Model> load() const;
+  std::shared_ptr<const Model> load(const std::string& config_patch = {}) const;
   SessionOptions session_options() const;
 };
 
@@ -49,6 +49,8 @@ void declare_diff(CLI::App& app);
 void declare_replay(CLI::App& app);
 void declare_selftest(CLI::App& app);
 
+/// Prints the faults that can be injected.
+void list_faults();
 /// A file's contents; "-" reads standard input. Error if it cannot be read.
 std::string read_text(const std::string& path);
 /// "1,2,3" as ids. Error naming what is not a number.

@@ -6,8 +6,10 @@
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <limits>
 
 #include "cli.h"
+#include "errors.h"
 #include "lockstep/error.h"
 #include "lockstep/hub.h"
 
@@ -19,23 +21,26 @@ void ModelFlags::declare(CLI::App& verb, bool session) {
                   "from `lockstep pull --list`; default: SmolLM2-135M-Instruct")
       ->type_name("MODEL");
   verb.add_option("-t,--threads", threads, "threads; 0: as many as this machine gives the process")
-      ->check(CLI::Range(0, 1024));
+      ->check(in_range(0, 1024));
   verb.add_option("--precision", precision,
                   "f32: all in f32; exact: 16-bit fixed point where weights are integers")
+      ->check(taken_by([](const std::string& name) { parse_precision(name); }))
       ->capture_default_str();
   verb.add_option("--isa", isa, "kernels to use: avx512, avx2 or scalar; default: the best here");
   if (!session) return;
   verb.add_option("-c,--context", context, "most tokens in the session; 0: the model's own limit")
-      ->check(CLI::Range(int64_t{0}, (int64_t{1} << 31) - 1));
+      ->check(in_range(int64_t{0}, (int64_t{1} << 31) - 1));
   verb.add_option("--kv-type", kv_type, "element type of the KV cache: f32, f16 or q8 (lossy)")
+      ->check(taken_by([](const std::string& name) { parse_kv_type(name); }))
       ->capture_default_str();
 }
 
-std::shared_ptr<const Model> ModelFlags::load() const {
+std::shared_ptr<const Model> ModelFlags::load(const std::string& config_patch) const {
   ModelOptions options;
   options.precision = parse_precision(precision);
   options.isa = isa;
   options.threads = threads;
+  options.config_patch = config_patch;
   options.progress = [](double share) { show_progress("Loading", share); };
   return Model::load(resolve_model(model), options);
 }
@@ -48,19 +53,27 @@ SessionOptions ModelFlags::session_options() const {
 }
 
 void GenerateFlags::declare(CLI::App& verb) {
+  constexpr float kLeast = std::numeric_limits<float>::denorm_min();
+  constexpr float kLargest = std::numeric_limits<float>::max();
   SamplingOptions& sampling = options.sampling;
   verb.add_option("-n,--max-tokens", options.max_tokens, "most tokens to generate")
-      ->check(CLI::Range(int64_t{0}, int64_t{1} << 31))
+      ->check(in_range(int64_t{0}, int64_t{1} << 31))
       ->capture_default_str();
   verb.add_option("--temp", sampling.temperature, "temperature; 0: always the most likely token")
+      ->check(in_range(0.0F, kLargest, "0 or more"))
       ->capture_default_str();
-  verb.add_option("--top-k", sampling.top_k, "sample among the k most likely; 0: all");
-  verb.add_option("--top-p", sampling.top_p, "sample among the fewest that reach this probability");
+  verb.add_option("--top-k", sampling.top_k, "sample among the k most likely; 0: all")
+      ->check(in_range(int64_t{0}, int64_t{1} << 31));
+  verb.add_option("--top-p", sampling.top_p, "sample among the fewest that reach this probability")
+      ->check(in_range(kLeast, 1.0F, "more than 0, at most 1"));
   verb.add_option("--min-p", sampling.min_p,
-                  "sample among those this many times as likely as the likeliest");
+                  "sample among those this many times as likely as the likeliest")
+      ->check(in_range(0.0F, 1.0F, "0 to 1"));
   verb.add_option("--repeat-penalty", sampling.repeat_penalty,
-                  "divide the logits of recent tokens by this; 1: off");
-  verb.add_option("--seed", sampling.seed, "of the random numbers: equal seed, equal text");
+                  "divide the logits of recent tokens by this; 1: off")
+      ->check(in_range(kLeast, kLargest, "more than 0"));
+  verb.add_option("--seed", sampling.seed, "of the random numbers: equal seed, equal text")
+      ->check(in_range(uint64_t{0}, UINT64_MAX));
   verb.add_option("--stop", options.stop, "end before this string; may be repeated")
       ->allow_extra_args(false);
 }
@@ -68,11 +81,13 @@ void GenerateFlags::declare(CLI::App& verb) {
 std::string read_text(const std::string& path) {
   if (path == "-") return {std::istreambuf_iterator<char>(std::cin), {}};
   std::ifstream file(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file.is_open() || file.bad()) {
-    throw Error(ErrorCode::not_found, "[" + path + "] read: expected a readable file");
+  try {
+    // Throws for a directory, which can be opened and not read.
+    std::string text{std::istreambuf_iterator<char>(file), {}};
+    if (file.is_open()) return text;
+  } catch (const std::ios_base::failure&) {
   }
-  return text;
+  throw Error(ErrorCode::not_found, "[" + path + "] read: expected a readable file");
 }
 
 std::vector<int32_t> parse_ids(const std::string& text) {

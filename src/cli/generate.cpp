@@ -4,7 +4,10 @@
 #include <optional>
 
 #include "cli.h"
+#include "errors.h"
+#include "lockstep/divergence.h"
 #include "lockstep/error.h"
+#include "lockstep/hub.h"
 
 namespace lockstep::cli {
 namespace {
@@ -14,6 +17,7 @@ struct Flags {
   GenerateFlags generate;
   std::optional<std::string> prompt, prompt_file, standard_input, system;
   std::optional<int64_t> logprobs;
+  std::string fault;
   bool raw = false;
   bool json = false;
 };
@@ -37,18 +41,20 @@ nlohmann::json logprobs_json(const Tokenizer& tokenizer, const std::vector<Logpr
 std::string prompt_text(const Flags& flags) {
   if (flags.prompt) return *flags.prompt;
   if (flags.prompt_file) return read_text(*flags.prompt_file);
-  if (*flags.standard_input == "-") return read_text("-");
-  throw Error(ErrorCode::invalid_argument, "[prompt] source: expected - for standard input, got \"" +
-                                               *flags.standard_input + "\"; a prompt follows -p");
+  return read_text("-");
 }
 
 void run(const Flags& flags) {
   const std::string text = prompt_text(flags);
   const auto start = std::chrono::steady_clock::now();
-  const auto model = flags.model.load();
+  if (flags.fault == "list") return list_faults();
+  std::optional<FaultObserver> fault;
+  if (!flags.fault.empty()) fault.emplace(flags.fault, resolve_model(flags.model.model));
+  const auto model = flags.model.load(fault ? fault->config_patch() : "");
   const std::chrono::duration<double, std::milli> load = std::chrono::steady_clock::now() - start;
   GenerateOptions options = flags.generate.options;
   options.logprobs = flags.logprobs;
+  options.observer = fault ? &*fault : nullptr;
   const std::vector<int32_t> prompt = encode_prompt(*model, text, flags.system, flags.raw);
   Session session(model, flags.model.session_options());
   const Generation result = generate(session, prompt, options, [&](std::string_view piece) {
@@ -92,14 +98,19 @@ void declare_generate(CLI::App& app) {
   auto* source = verb->add_option_group("prompt", "What to continue (exactly one)");
   source->add_option("-p,--prompt", flags->prompt, "the prompt itself")->type_name("TEXT");
   source->add_option("--prompt-file", flags->prompt_file, "a file holding it")->type_name("FILE");
-  source->add_option("source", flags->standard_input, "- reads standard input")->type_name("-");
+  source->add_option("source", flags->standard_input, "- reads standard input")
+      ->type_name("-")
+      ->check([](const std::string& text) {
+        return text == "-" ? "" : "expected - for standard input, got \"" + text + "\"; a prompt follows -p";
+      });
   source->require_option(1);
   verb->add_option("--system", flags->system, "a system message before it")->type_name("TEXT");
   verb->add_flag("--raw", flags->raw, "feed the text as it is, without the chat template");
   verb->add_option("--logprobs", flags->logprobs, "with --json: log-probabilities of this many tokens")
-      ->check(CLI::Range(int64_t{0}, int64_t{1000}));
+      ->check(in_range(int64_t{0}, int64_t{1000}));
   verb->add_flag("--json", flags->json, "print one JSON object instead of the text");
   flags->generate.declare(*verb);
+  verb->add_option("--inject", flags->fault, "compute wrongly on purpose; list: names the faults")->type_name("FAULT");
   verb->footer("Examples:\n"
                "  lockstep generate -p 'Name three colours.' -n 40\n"
                "  lockstep generate -m model.gguf --raw -p 'Once upon a time' --temp 0.8 --seed 7\n"

@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "cli.h"
+#include "errors.h"
 #include "lockstep/checkpoint.h"
 #include "lockstep/error.h"
 
@@ -67,10 +68,10 @@ void declare_logits(CLI::App& app) {
   source->add_option("--ids-file", flags->ids_file, "a file of ids; - is standard input")->type_name("FILE");
   source->require_option(1);
   verb->add_option("--batch", flags->batch, "run beside this many less one other sequences")
-      ->check(CLI::Range(int64_t{1}, int64_t{1024}))
+      ->check(in_range(int64_t{1}, int64_t{1024}))
       ->capture_default_str();
   verb->add_option("--chunk", flags->chunk, "tokens of a sequence in one pass")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
+      ->check(in_range(int64_t{1}, int64_t{1} << 20))
       ->capture_default_str();
   verb->add_option("-o,--output", flags->output, "file to write: tensor `logits`, f32 [tokens, vocab]")
       ->type_name("FILE.safetensors")

@@ -3,6 +3,7 @@
 #include <cstdio>
 
 #include "cli.h"
+#include "errors.h"
 #include "lockstep/error.h"
 
 namespace lockstep::cli {
@@ -58,7 +59,7 @@ void declare_perplexity(CLI::App& app) {
   flags->model.declare(*verb);
   verb->add_option("-f,--file", flags->file, "the text; - is standard input")->type_name("FILE")->required();
   verb->add_option("--window", flags->window, "tokens the model sees at once")
-      ->check(CLI::Range(int64_t{2}, int64_t{1} << 20))
+      ->check(in_range(int64_t{2}, int64_t{1} << 20))
       ->capture_default_str();
   verb->footer("Example:\n  lockstep perplexity -f book.txt --window 1024");
   verb->callback([flags] { run(*flags); });

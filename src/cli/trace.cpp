@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "cli.h"
+#include "errors.h"
 #include "lockstep/divergence.h"
 #include "lockstep/error.h"
 #include "lockstep/hub.h"
@@ -49,12 +50,6 @@ std::vector<Trace::Sequence> sequences_of(const std::string& text) {
   return all;
 }
 
-void list_faults() {
-  for (const Fault& fault : faults()) {
-    std::printf("%-28s %2d  %-14s %s\n", fault.name.c_str(), fault.kind, fault.site.c_str(), fault.summary.c_str());
-  }
-}
-
 void run_trace(const TraceFlags& flags) {
   if (flags.fault == "list") return list_faults();
   if (!flags.validate.empty()) {
@@ -73,6 +68,7 @@ void run_trace(const TraceFlags& flags) {
   options.steps = flags.steps;
   options.level = flags.level;
   options.fault = flags.fault;
+  options.checksums = true;
   if (flags.follow) {
     options.sequences = Trace::open(*flags.follow).sequences;
   } else if (flags.prompt) {
@@ -111,7 +107,7 @@ void or_inconclusive(Run run) {
   try {
     run();
   } catch (const Error& error) {
-    std::fprintf(stderr, "lockstep: %s\n", error.what());
+    print_error(error.what());
     throw CLI::RuntimeError(error.code() == ErrorCode::not_found || error.code() == ErrorCode::invalid_argument ? 3 : kInconclusive);
   }
 }
@@ -166,6 +162,12 @@ void declare_comparison(CLI::App& verb, DiffFlags& flags) {
 
 }  // namespace
 
+void list_faults() {
+  for (const Fault& fault : faults()) {
+    std::printf("%-28s %2d  %-14s %s\n", fault.name.c_str(), fault.kind, fault.site.c_str(), fault.summary.c_str());
+  }
+}
+
 void declare_trace(CLI::App& app) {
   auto flags = std::make_shared<TraceFlags>();
   CLI::App* verb = app.add_subcommand("trace", "Record what the model computes, operation by operation");
@@ -176,8 +178,8 @@ void declare_trace(CLI::App& app) {
   verb->add_option("--ids", flags->ids, "token ids divided by commas; several sequences divided by ;")->type_name("IDS");
   verb->add_option("--ids-file", flags->ids_file, "a file of ids")->type_name("FILE");
   verb->add_option("--follow", flags->follow, "the tokens of this trace, decode steps included")->type_name("DIR");
-  verb->add_option("--steps", flags->steps, "decode steps after the prompt")->check(CLI::Range(int64_t{0}, int64_t{1} << 20));
-  verb->add_option("--level", flags->level, "0: logits, 1: layers, 2: every operation")->check(CLI::Range(0, 2))->capture_default_str();
+  verb->add_option("--steps", flags->steps, "decode steps after the prompt")->check(in_range(int64_t{0}, int64_t{1} << 20));
+  verb->add_option("--level", flags->level, "0: logits, 1: layers, 2: every operation")->check(in_range(0, 2))->capture_default_str();
   verb->add_option("--inject", flags->fault, "compute wrongly on purpose; list: names the faults")->type_name("FAULT");
   verb->add_option("--validate", flags->validate, "only check that a trace is well formed")->type_name("DIR");
   verb->add_option("-o,--out", flags->out, "directory to write")->type_name("DIR");

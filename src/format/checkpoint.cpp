@@ -43,7 +43,14 @@ Checkpoint Checkpoint::open(const std::filesystem::path& path) {
     fail(ErrorCode::not_found, "[{}] model: expected a .gguf file or a model directory, got nothing there",
          path.string());
   }
-  auto state = std::filesystem::is_directory(status) ? open_folder(path) : open_gguf(path);
+  const std::filesystem::path extension = path.extension();
+  const bool part = extension == ".safetensors" || extension == ".json";
+  const bool directory = std::filesystem::is_directory(status);
+  if (!directory && (part || !std::filesystem::is_regular_file(status))) {
+    fail(ErrorCode::format, "[{}] model: expected a .gguf file or a model directory, got {}", path.string(),
+         part ? "a part of one; name the directory that holds it" : "something that is no file");
+  }
+  auto state = directory ? open_folder(path) : open_gguf(path);
   state->path = path;
   std::ranges::sort(state->end_ids);
   const auto repeated = std::ranges::unique(state->end_ids);

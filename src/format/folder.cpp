@@ -42,11 +42,16 @@ std::vector<fs::path> weight_paths(const fs::path& folder) {
     return {single};
   }
   std::set<std::string> names;
-  try {
-    const json table = parse_json(read_file(index), index.string());
-    for (const auto& [tensor, shard] : table.at("weight_map").items()) names.insert(shard.get<std::string>());
-  } catch (const json::exception& error) {
-    fail(ErrorCode::format, "[{}] weight_map: {}", index.string(), error.what());
+  const json table = parse_json(read_file(index), index.string());
+  if (!table.is_object() || !table.contains("weight_map") || !table["weight_map"].is_object()) {
+    fail(ErrorCode::format, "[{}] weight_map: expected an object of tensors and their files, got none", index.string());
+  }
+  for (const auto& [tensor, shard] : table["weight_map"].items()) {
+    if (!shard.is_string()) {
+      fail(ErrorCode::format, "[{}] weight_map: expected the file of {}, got {}", index.string(), tensor,
+           shard.type_name());
+    }
+    names.insert(shard.get<std::string>());
   }
   std::vector<fs::path> paths;
   for (const std::string& name : names) {

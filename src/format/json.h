@@ -21,7 +21,10 @@ inline nlohmann::json parse_json(std::string_view text, const std::string& where
       return true;
     });
   } catch (const json::exception& error) {
-    fail(ErrorCode::format, "[{}] JSON: {}", where, error.what());
+    // Past "[json.exception.parse_error.101] "; what it quotes may be as long as the file.
+    std::string reason = error.what();
+    reason = reason.substr(reason.find("] ") + 2, 200);
+    fail(ErrorCode::format, "[{}] JSON: expected JSON, got {}", where, reason);
   }
 }
 

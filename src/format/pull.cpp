@@ -1,7 +1,6 @@
 #include "format/pull.h"
 
 #include <fcntl.h>
-#include <openssl/evp.h>
 #include <sys/file.h>
 #include <unistd.h>
 
@@ -14,6 +13,7 @@
 #include <vector>
 
 #include "format/download.h"
+#include "format/sha256.h"
 #include "format/json.h"
 #include "format/zip.h"
 #include "tensor/fail.h"
@@ -26,30 +26,6 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view kPypi = "https://pypi.org/simple";
 constexpr std::string_view kAccept = "application/vnd.pypi.simple.v1+json, text/html;q=0.5";
-
-class Sha256 {
- public:
-  Sha256() : context_(EVP_MD_CTX_new(), EVP_MD_CTX_free) { EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr); }
-  void add(std::span<const std::byte> bytes) { EVP_DigestUpdate(context_.get(), bytes.data(), bytes.size()); }
-  std::string hex() {
-    unsigned char digest[EVP_MAX_MD_SIZE];
-    unsigned size = 0;
-    EVP_DigestFinal_ex(context_.get(), digest, &size);
-    std::string text;
-    for (unsigned i = 0; i < size; ++i) text += fmt::format("{:02x}", digest[i]);
-    return text;
-  }
-
- private:
-  std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_;
-};
-
-std::string sha256_of(const fs::path& path) {
-  const MemoryMap map(path);
-  Sha256 sum;
-  sum.add(map.bytes());
-  return sum.hex();
-}
 
 // An open file that is closed on every way out.
 class File {

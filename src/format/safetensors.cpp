@@ -60,6 +60,12 @@ Shape parse_shape(const json& entry, const std::string& where, const std::string
 
 SafeTensor parse_tensor(const std::string& name, const json& entry, std::span<const std::byte> data,
                         const std::string& where) {
+  const bool complete = entry.is_object() && entry.contains("dtype") && entry["dtype"].is_string() &&
+                        entry.contains("shape") && entry["shape"].is_array() && entry.contains("data_offsets");
+  if (!complete) {
+    fail(ErrorCode::format, "[{}: {}] header: expected dtype, shape and data_offsets, got {:.60}", where, name,
+         entry.dump());
+  }
   SafeTensor tensor{name, parse_dtype(entry, where, name), parse_shape(entry, where, name), {}};
   const json& offsets = entry.at("data_offsets");
   if (!offsets.is_array() || offsets.size() != 2 || !offsets[0].is_number_unsigned() ||

@@ -66,7 +66,8 @@ Generation generate(Session& session, std::span<const int32_t> prompt,
                                   prompt.end());
   result.timings.reused = std::min<int64_t>(past.first - session.tokens().begin(),
                                             static_cast<int64_t>(prompt.size()) - 1);
-  Tensor logits = session.sync(prompt);
+  Taps taps(options.observer);
+  Tensor logits = session.sync(prompt, taps);
   result.timings.ttft_ms = seconds_since(start) * 1e3;
   const auto computed = static_cast<double>(prompt.size()) - static_cast<double>(result.timings.reused);
   result.timings.prefill_tps = computed / seconds_since(start);
@@ -87,7 +88,7 @@ Generation generate(Session& session, std::span<const int32_t> prompt,
       break;
     }
     if (n + 1 == options.max_tokens || session.length() == session.context()) break;
-    logits = session.append({&id, 1});
+    logits = session.append({&id, 1}, taps);
   }
   stream.finish();
   if (stream.stopped()) result.finish_reason = "stop";

@@ -29,9 +29,10 @@ Session::Session(std::shared_ptr<const Model> model, const SessionOptions& optio
       options_(options),
       context_(options.context > 0 ? options.context : model_->info().context),
       cache_(std::make_unique<KvCache>(model_->cache_shape(), options.kv_type)) {
-  if (options.context < 0 || options.context > (int64_t{1} << 31) - 1) {
-    fail(ErrorCode::invalid_argument, "[session] context: expected 1 to 2^31 - 1 tokens, got {}",
-         options.context);
+  const int64_t asked = options.context != 0 ? options.context : context_;
+  if (asked < 1 || asked > (int64_t{1} << 31) - 1) {
+    fail(ErrorCode::invalid_argument, "[session] context: expected 1 to 2^31 - 1 tokens, got {}{}", asked,
+         options.context == 0 ? " from the model; -c sets another" : "");
   }
   if (options.chunk < 1) {
     fail(ErrorCode::invalid_argument, "[session] chunk: expected at least 1 row, got {}", options.chunk);

@@ -231,16 +231,17 @@ void conclude(DiffReport& report) {
   report.reason = fmt::format("{} step {}, sequence {}, {}, position {}", first.step == 0 ? "prefill," : "decode,", first.step, first.row, first.name(), first.first_bad);
 }
 
-// A difference that nothing after it has inherited is none of computation: the recorded tensor does not fit its own
-// successors.
+// A difference that the logits of its own pass have not inherited is none of computation: the recorded tensors do not
+// fit their own successors.
 void check_inheritance(DiffReport& report) {
-  if (!report.first || report.first->site == "logits" || report.inherited > 0) return;
-  const bool something_follows = std::ranges::any_of(report.scores, [&](const SiteScore& each) {
+  if (!report.first || report.first->site == "logits") return;
+  const auto logits = std::ranges::find_if(report.scores, [&](const SiteScore& each) {
     return each.step == report.first->step && each.row == report.first->row && each.site == "logits";
   });
-  if (!something_follows) return;
+  if (logits == report.scores.end() || logits->score > kBand) return;
   report.verdict = Verdict::inconclusive;
-  report.reason = fmt::format("{} of step {} differs, yet nothing computed from it does: one of the captures is wrong there", report.first->name(), report.first->step);
+  report.reason = fmt::format("{} of step {} differs, yet the logits computed from it do not: one of the captures is wrong there",
+                              report.first->name(), report.first->step);
 }
 
 void note_argmax(const Joined& subject, const Joined& reference, double floor, DiffReport& report) {

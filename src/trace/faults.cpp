@@ -201,10 +201,13 @@ std::vector<Injection> rope_faults() {
                  rotated_anew([](const ModelFacts& f, const PassRows& rows, Tensor& x) {
                    rotate(x, f.head_dim, false, f.theta, [&](int64_t t) { return rows.step == 0 ? rows.positions[static_cast<size_t>(t)] % 8 : rows.positions[static_cast<size_t>(t)]; });
                  }), {}, kBeforeRope});
-  all.push_back({fault("left-pad-positions", 23, "counts three tokens of padding as positions", "q_rope", "all"), default_rope, {},
-                 rotated_anew([](const ModelFacts& f, const PassRows& rows, Tensor& x) {
+  all.push_back({fault("left-pad-positions", 23, "counts three tokens of padding as positions after the prefill", "q_rope", "all", true),
+                 [](const ModelFacts& f, const Sequences& s) { return needs_decode(f, s) ? needs_decode(f, s) : default_rope(f, s); }, {},
+                 [](const ModelFacts& f, const PassRows& rows, int, Site site, Tensor& x, Seen& seen) {
+                   if (!is_rope(site) || rows.step == 0) return;
+                   x = seen.at(unrotated(site)).clone();
                    rotate(x, f.head_dim, false, f.theta, [&](int64_t t) { return rows.positions[static_cast<size_t>(t)] + 3; });
-                 }), {}, kBeforeRope});
+                 }, {}, kBeforeRope});
   return all;
 }
 

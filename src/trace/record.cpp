@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "format/sha256.h"
 #include "lockstep/divergence.h"
 #include "tensor/fail.h"
 #include "trace/inject.h"
@@ -132,6 +133,11 @@ Trace record_trace(const std::filesystem::path& path, const TraceOptions& option
   trace.where = "lockstep";
   trace.config = checkpoint.config().json();
   trace.unread_keys = model->info().unread_keys;
+  if (options.checksums) {
+    for (const std::filesystem::path& file : checkpoint.weight_files()) {
+      trace.weights_sha256[file.filename().string()] = sha256_of(file);
+    }
+  }
   PassRows rows;
   Recorder recorder(trace, rows, facts, injection);
   Taps taps(&recorder);
@@ -140,6 +146,39 @@ Trace record_trace(const std::filesystem::path& path, const TraceOptions& option
   for (const TraceEvent& event : trace.events()) sites.insert(event.site);
   trace.sites.assign(sites.begin(), sites.end());
   return trace;
+}
+
+struct FaultObserver::State {
+  explicit State(const std::string& fault, const std::filesystem::path& path)
+      : checkpoint(Checkpoint::open(path)), facts(checkpoint), injection(find_injection(fault)) {
+    if (injection.patch) patch = injection.patch(facts).dump();
+  }
+  Checkpoint checkpoint;
+  ModelFacts facts;
+  const Injection& injection;
+  std::string patch;
+  PassRows rows;
+  int64_t next_position = 0;
+  std::map<Site, Tensor> seen;
+};
+
+FaultObserver::FaultObserver(const std::string& fault, const std::filesystem::path& model)
+    : state_(std::make_unique<State>(fault, model)) {}
+FaultObserver::~FaultObserver() = default;
+const std::string& FaultObserver::config_patch() const { return state_->patch; }
+
+void FaultObserver::observe(int layer, Site site, Tensor& tensor) {
+  State& s = *state_;
+  if (site == Site::embed) {
+    // A session's passes follow one another: the first are the prompt's, single rows after them decode.
+    s.rows.step = s.next_position > 0 && tensor.shape()[0] == 1 ? s.rows.step + 1 : 0;
+    s.rows.positions.clear();
+    for (int64_t t = 0; t < tensor.shape()[0]; ++t) s.rows.positions.push_back(static_cast<int32_t>(s.next_position++));
+    s.rows.sequences.assign(s.rows.positions.size(), 0);
+  }
+  if (s.injection.before) s.injection.before(s.facts, s.rows, layer, site, tensor, s.seen);
+  if (std::ranges::find(s.injection.keeps, site) != s.injection.keeps.end()) s.seen.insert_or_assign(site, tensor.clone());
+  if (s.injection.after) s.injection.after(s.facts, s.rows, layer, site, tensor, s.seen);
 }
 
 std::optional<std::string> cannot_act(const Fault& fault, const std::filesystem::path& path, const TraceOptions& options) {

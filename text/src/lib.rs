@@ -1,11 +1,11 @@
 //! Tokenizers and chat templates behind the C ABI of lockstep_text.h.
 
-mod assignments;
 mod detokenizer;
 mod error;
 mod ffi;
 mod gguf;
 mod hf;
+mod limits;
 mod pretokenizers;
 mod python;
 mod sentencepiece;

@@ -10,14 +10,16 @@ use minijinja::{Environment, ErrorKind, Output, State};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde_json::{Map, Value as Json};
 
-use crate::assignments;
 use crate::error::{Code, Error, Result};
+use crate::limits;
 use crate::python;
 
 /// Bounds the work of a rendering, at 64 bytes a unit the memory it makes, and how deep it nests values.
 const FUEL: u64 = 1_000_000;
 /// Expressions and values nest as deep as the source is long.
 const MOST_SOURCE: usize = 1 << 18;
+/// Some hundred times what published templates come to.
+const MOST_FOLDING: u64 = 1 << 22;
 /// minijinja compiles, prints, compares and drops by recursion: a stack for the deepest of both, at
 /// about 1 KiB a level. Only what is used of it takes memory.
 const STACK: usize = 1 << 29;
@@ -69,15 +71,21 @@ impl ChatTemplate {
         environment.set_unknown_method_callback(unknown_method_callback);
         environment.set_formatter(format_value);
         environment.add_filter("tojson", tojson);
-        environment.add_filter(assignments::FILTER, assignments::kept);
+        environment.add_filter(limits::FILTER, limits::kept);
         environment.add_filter("string", |v: &Value| python::str(v));
         environment.add_test("iterable", is_iterable);
         environment.add_test("sequence", is_sequence);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         let mut add = |name: &'static str, source: &str| {
+            let source = prepare(source);
+            if limits::folding(&source, &syntax) > MOST_FOLDING {
+                return Err(Error::format(format!(
+                    "[{name}] expected expressions of fewer operators"
+                )));
+            }
             environment
-                .add_template_owned(name, assignments::guard(prepare(source), &syntax))
+                .add_template_owned(name, limits::guard(source, &syntax))
                 .map_err(|e| Error { code: Code::Format, ..broken(name, &e) })
         };
         add(DEFAULT, source)?;

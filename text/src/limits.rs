@@ -1,13 +1,13 @@
-//! What templates may keep in a namespace: values, but neither a namespace nor a macro (which holds
-//! the variables around it). Else a namespace could come to hold itself: minijinja would follow the
-//! circle to the end of the stack, and never free it.
+//! What minijinja does not bound by fuel: circles of values, and the folding of constants.
 
 use minijinja::machinery::{tokenize, Token};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
 
-/// Name of the filter `kept` in templates.
+/// Name of the filter `kept` in templates. A namespace may keep values, but neither a namespace nor a
+/// macro (which holds the variables around it). Else it could come to hold itself: minijinja would
+/// follow the circle to the end of the stack, and never free it.
 pub const FILTER: &str = "__kept";
 
 /// `{% set a.b = x %}` becomes `{% set a.b = (x)|__kept %}`. What is no template is left to the parser.
@@ -47,6 +47,24 @@ pub fn guard(source: String, syntax: &SyntaxConfig) -> String {
         }
     }
     out + &source[copied..]
+}
+
+/// What constant folding may cost: for each operator it looks at the whole expression again.
+pub fn folding(source: &str, syntax: &SyntaxConfig) -> u64 {
+    let (mut cost, mut start, mut operators) = (0, 0, 0);
+    for (token, span) in tokenize(source, false, syntax.clone()).map_while(|token| token.ok()) {
+        use Token::{Div, FloorDiv, Minus, Mod, Mul, Plus, Pow, Tilde};
+        match token {
+            Token::BlockStart | Token::VariableStart => (start, operators) = (span.start_offset, 0),
+            Tilde | Plus | Minus | Mul | Div | FloorDiv | Mod | Pow => operators += 1,
+            Token::Ident("and" | "or" | "in") => operators += 1,
+            Token::BlockEnd | Token::VariableEnd => {
+                cost += operators * u64::from(span.end_offset - start);
+            }
+            _ => {}
+        }
+    }
+    cost
 }
 
 /// The value, if it may be kept.

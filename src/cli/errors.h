@@ -1,0 +1,49 @@
+// What is said about wrong usage and wrong input: one line each.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <string>
+#include <string_view>
+
+#include "lockstep/error.h"
+
+namespace lockstep::cli {
+
+/// A number of `low` to `high`; `expected` says so in words where the numbers would not.
+template <typename T>
+CLI::Validator in_range(T low, T high, std::string expected = {}) {
+  if (expected.empty()) expected = std::to_string(low) + " to " + std::to_string(high);
+  const auto check = [=](const std::string& text) -> std::string {
+    T value{};
+    if (CLI::detail::lexical_cast(text, value) && value >= low && value <= high) return {};
+    return "expected " + expected + ", got \"" + text + "\"";
+  };
+  return {check, expected};
+}
+
+/// A value that `parse` takes; where it throws, its message says what was expected.
+template <typename Parse>
+CLI::Validator taken_by(Parse parse) {
+  const auto check = [=](const std::string& text) -> std::string {
+    try {
+      parse(text);
+      return {};
+    } catch (const Error& error) {
+      const std::string_view message = error.what();
+      return std::string(message.substr(std::min(message.find("expected "), message.size())));
+    }
+  };
+  return {check, ""};
+}
+
+/// `[verb] what: expected ..., got ...` for what CLI11 found wrong with the arguments of `app`.
+std::string usage_message(const CLI::App& app, const CLI::ParseError& error);
+
+/// Prints "lockstep: " and the message as one line on stderr, whatever names from files and arguments it
+/// quotes.
+void print_error(std::string_view message);
+
+/// Writes what stdout still holds. False, and said, if anything written to it was lost.
+bool finish_output();
+
+}  // namespace lockstep::cli

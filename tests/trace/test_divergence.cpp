@@ -1,0 +1,237 @@
+// Traces, their comparison, and what must not be concluded from damaged ones.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "lockstep/divergence.h"
+#include "lockstep/error.h"
+#include "support/fixtures.h"
+
+namespace lockstep {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::filesystem::path captured(const std::string& name) { return test::data_path("traces/" + name); }
+std::filesystem::path model_of(const std::string& name) { return test::data_path("models/" + name); }
+
+TraceOptions follow(const Trace& reference) {
+  TraceOptions options;
+  options.sequences = reference.sequences;
+  options.model.threads = 2;
+  return options;
+}
+
+// A copy of a trace, each event of which may be changed or left out.
+Trace edited(const Trace& trace, const std::function<bool(TraceEvent&, std::vector<float>&)>& edit) {
+  Trace copy;
+  copy.engine = trace.engine;
+  copy.sequences = trace.sequences;
+  copy.sites = trace.sites;
+  copy.where = "edited";
+  for (const TraceEvent& event : trace.events()) {
+    TraceEvent changed = event;
+    std::vector<float> values(event.values.begin(), event.values.end());
+    if (edit(changed, values)) copy.add(changed, values);
+  }
+  return copy;
+}
+
+TEST(Selftest, FindsEveryFaultWhereItIs) {
+  const SelftestResult result = selftest(test::data_path(""));
+  for (const auto& each : result.cases) {
+    EXPECT_TRUE(each.fault.empty() ? !each.detected : each.localised) << each.fault << " in " << each.model << ": " << each.outcome;
+  }
+  EXPECT_GE(result.faults, 24);
+  EXPECT_EQ(result.detected, 1);
+  EXPECT_GE(result.localised, 0.95);
+  EXPECT_GE(result.clean_runs, 40);
+  EXPECT_EQ(result.false_alarms, 0);
+  std::printf("%lld faults, detected %.3f, localised %.3f, %lld clean runs, %lld false alarms\n",
+              static_cast<long long>(result.faults), result.detected, result.localised,
+              static_cast<long long>(result.clean_runs), static_cast<long long>(result.false_alarms));
+}
+
+TEST(Selftest, FaultsCoverTheCatalogue) {
+  std::set<int> kinds;
+  for (const Fault& fault : faults()) kinds.insert(fault.kind);
+  EXPECT_GE(kinds.size(), 18U);
+  EXPECT_THROW(find_fault("no-such-fault"), Error);
+}
+
+// Every declared policy against the floor whose variants include its rounding.
+TEST(Diff, CleanRunsOfEveryPolicyRaiseNoAlarm) {
+  int runs = 0;
+  for (const auto& entry : fs::directory_iterator(captured(""))) {
+    const std::string name = entry.path().filename().string();
+    const Trace reference = Trace::open(entry.path());
+    for (const auto& [precision, kv] : {std::pair(Precision::f32, KvType::f32), {Precision::f32, KvType::f16},
+                                        {Precision::exact, KvType::f32}, {Precision::exact, KvType::f16}}) {
+      const std::string policy = std::string(precision_name(precision)) + "/" + std::string(kv_type_name(kv));
+      const Floor floor(entry.path() / "floor.json", policy);
+      for (const kernels::Table* table : kernels::available()) {
+        for (const int threads : {1, 2, 3}) {
+          TraceOptions options = follow(reference);
+          options.model.precision = precision;
+          options.model.isa = table->isa;
+          options.model.threads = threads;
+          options.kv_type = kv;
+          const DiffReport report = diff(record_trace(model_of(name), options), reference, floor);
+          EXPECT_EQ(report.verdict, Verdict::within) << name << " " << policy << " " << table->isa << ": " << report.reason;
+          EXPECT_EQ(report.compared, report.expected);
+          ++runs;
+        }
+      }
+    }
+  }
+  std::printf("%d clean runs\n", runs);
+}
+
+TEST(Diff, DamagedReferencesGiveNoVerdict) {
+  const Trace reference = Trace::open(captured("mixtral"));
+  const Floor floor(captured("mixtral") / "floor.json", "f32/f32");
+  const Trace ours = record_trace(model_of("mixtral"), follow(reference));
+  ASSERT_EQ(diff(ours, reference, floor).verdict, Verdict::within);
+  const auto verdict = [&](const std::function<bool(TraceEvent&, std::vector<float>&)>& edit) {
+    const DiffReport report = diff(ours, edited(reference, edit), floor);
+    EXPECT_FALSE(report.reason.empty());
+    return report.verdict;
+  };
+  for (const float factor : {1.001F, 0.999F}) {
+    for (const char* site : {"attn_norm", "q_proj", "q_rope", "attn_ctx", "moe_out", "ffn_resid"}) {
+      EXPECT_EQ(verdict([&](TraceEvent& event, std::vector<float>& values) {
+                  if (event.layer == 1 && event.site == site) {
+                    for (float& v : values) v *= factor;
+                  }
+                  return true;
+                }), Verdict::inconclusive) << site << " scaled";
+    }
+  }
+  std::map<std::string, std::vector<float>> layer_0;
+  EXPECT_EQ(verdict([&](TraceEvent& event, std::vector<float>& values) {
+              const std::string key = std::to_string(event.step) + std::to_string(event.row) + event.site;
+              if (event.layer == 0) layer_0[key] = values;
+              if (event.layer == 1) values = layer_0[key];
+              return true;
+            }), Verdict::inconclusive) << "a layer recorded twice";
+  EXPECT_EQ(verdict([](TraceEvent& event, std::vector<float>&) { return event.layer != 1 || event.site != "k_rope"; }),
+            Verdict::inconclusive) << "a site is missing";
+  EXPECT_EQ(verdict([](TraceEvent& event, std::vector<float>& values) {
+              if (event.layer == 1 && event.site == "q_proj") values[3] = std::numeric_limits<float>::quiet_NaN();
+              return true;
+            }), Verdict::inconclusive) << "NaN";
+  // Weights that are not the same ones.
+  Trace stale = edited(reference, [](TraceEvent&, std::vector<float>&) { return true; });
+  stale.weights_sha256["model.safetensors"] = "0";
+  TraceOptions options = follow(reference);
+  options.checksums = true;
+  EXPECT_EQ(diff(record_trace(model_of("mixtral"), options), stale, floor).verdict, Verdict::inconclusive);
+}
+
+TEST(Diff, OtherTokensAreSeenBeforeAnyTensor) {
+  const Trace reference = Trace::open(captured("llama"));
+  TraceOptions options = follow(reference);
+  options.sequences[0].ids.insert(options.sequences[0].ids.begin(), options.sequences[0].ids[0]);
+  const DiffReport report = diff(record_trace(model_of("llama"), options), reference, Floor());
+  EXPECT_EQ(report.verdict, Verdict::inconclusive);
+  EXPECT_NE(report.reason.find("token ids"), std::string::npos) << report.reason;
+}
+
+TEST(Diff, LayoutsAreFindings) {
+  const Trace reference = Trace::open(captured("llama"));
+  const Floor floor(captured("llama") / "floor.json", "f32/f32");
+  TraceOptions options = follow(reference);
+  options.fault = "qk-not-unpermuted";
+  const DiffReport report = diff(record_trace(model_of("llama"), options), reference, floor);
+  ASSERT_TRUE(report.first);
+  EXPECT_FALSE(report.first->finding.empty());
+}
+
+TEST(Replay, SeparatesInjectedFromInherited) {
+  const Trace reference = Trace::open(captured("llama"));
+  const Floor floor(captured("llama") / "floor.json", "f32/f32");
+  EXPECT_EQ(replay(model_of("llama"), follow(reference), reference, floor).verdict, Verdict::within);
+  // Another epsilon: every norm errs by itself, and nothing else does.
+  TraceOptions options = follow(reference);
+  options.model.config_patch = R"({"rms_norm_eps": 0.01})";
+  const DiffReport report = replay(model_of("llama"), options, reference, floor);
+  EXPECT_EQ(report.verdict, Verdict::divergent);
+  for (const SiteScore& score : report.scores) {
+    EXPECT_TRUE(score.score <= kBand || score.site.ends_with("norm")) << score.name();
+  }
+}
+
+TEST(Traces, ComeBackFromDisk) {
+  const fs::path folder = fs::path(testing::TempDir()) / ("trace-" + std::to_string(::getpid()));
+  const Trace reference = Trace::open(captured("llama"));
+  const Trace ours = record_trace(model_of("llama"), follow(reference));
+  ours.save(folder);
+  const Trace again = Trace::open(folder);
+  ASSERT_EQ(again.events().size(), ours.events().size());
+  for (size_t i = 0; i < ours.events().size(); ++i) {
+    EXPECT_EQ(again.events()[i].name(), ours.events()[i].name());
+    EXPECT_TRUE(std::equal(ours.events()[i].values.begin(), ours.events()[i].values.end(), again.events()[i].values.begin()));
+  }
+  fs::remove_all(folder);
+}
+
+TEST(Traces, LeaveTheLogitsAsTheyAre) {
+  const Trace reference = Trace::open(captured("mixtral"));
+  const Trace trace = record_trace(model_of("mixtral"), follow(reference));
+  ModelOptions options;
+  options.precision = Precision::f32;
+  SessionOptions session;
+  session.kv_type = KvType::f32;
+  const Tensor logits = Session(Model::load(model_of("mixtral"), options), session).append(reference.sequences[0].ids);
+  for (const TraceEvent& event : trace.events()) {
+    if (event.site != "logits" || event.step != 0 || event.row != 0) continue;
+    EXPECT_TRUE(std::equal(event.values.begin(), event.values.end(), logits.values().begin()));
+  }
+}
+
+TEST(Traces, RefuseWhatIsBroken) {
+  const fs::path folder = fs::path(testing::TempDir()) / ("broken-trace-" + std::to_string(::getpid()));
+  const auto refuses = [&](const std::function<void()>& damage) {
+    fs::remove_all(folder);
+    fs::copy(captured("llama"), folder);
+    EXPECT_NO_THROW(Trace::open(folder));
+    damage();
+    EXPECT_THROW(Trace::open(folder), Error);
+  };
+  refuses([&] { fs::remove(folder / "manifest.json"); });
+  refuses([&] { fs::remove(folder / "tensors-00000.safetensors"); });
+  refuses([&] { fs::resize_file(folder / "tensors-00000.safetensors", 5000); });
+  refuses([&] { fs::resize_file(folder / "events.jsonl", 5000); });
+  refuses([&] { fs::resize_file(folder / "manifest.json", 50); });
+  refuses([&] { std::ofstream(folder / "manifest.json") << R"({"format": "lockstep-trace", "version": 2})"; });
+  refuses([&] { std::ofstream(folder / "events.jsonl", std::ios::app) << "{}\n"; });
+  refuses([&] {
+    std::ifstream lines(folder / "events.jsonl");
+    std::string first;
+    std::getline(lines, first);
+    std::ofstream(folder / "events.jsonl", std::ios::app) << first << "\n";
+  });
+  fs::remove_all(folder);
+}
+
+TEST(Reports, AreWhole) {
+  const Trace reference = Trace::open(captured("mixtral"));
+  const Floor floor(captured("mixtral") / "floor.json", "f32/f32");
+  TraceOptions options = follow(reference);
+  options.fault = "rope-flatten-heads";
+  const DiffReport report = diff(record_trace(model_of("mixtral"), options), reference, floor);
+  const std::string text = report_text(report, false);
+  EXPECT_NE(text.find("DIVERGENT  first error: decode step 1, sequence 0, L00.q_rope, heads 1-5 of 6"), std::string::npos) << text;
+  EXPECT_NE(report_json(report).find("\"schema\": \"lockstep-diff-1\""), std::string::npos);
+  EXPECT_NE(report_html(report).find("</table>"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace lockstep
