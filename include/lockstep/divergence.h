@@ -62,6 +62,8 @@ class Trace {
   const std::vector<TraceEvent>& events() const { return events_; }
   /// Copies the values of an event and keeps them.
   void add(TraceEvent event, std::span<const float> values);
+  /// Takes over the events of another trace.
+  void take_events(Trace&& other);
 
  private:
   std::vector<TraceEvent> events_;
@@ -93,6 +95,9 @@ struct TraceOptions {
 };
 /// Runs our engine and keeps every site of the level.
 Trace record_trace(const std::filesystem::path& model, const TraceOptions& options);
+/// The same, written as it is made: memory holds no more than 64 MB of it. Returns the number of tensors.
+int64_t record_trace_to(const std::filesystem::path& directory, const std::filesystem::path& model,
+                        const TraceOptions& options);
 /// Computes wrongly while text is generated: an observer for one session, and the patch its model must be loaded
 /// with (ModelOptions::config_patch).
 class FaultObserver : public Observer {
@@ -157,6 +162,20 @@ struct DiffReport {
 
 /// Beyond this many times the floor a site is divergent (noisy from 1, suspicious from 4).
 inline constexpr double kBand = 16;
+
+/// floor.json of one policy: for each site the largest error of the variants, all of them correct computations.
+/// Error `invalid_argument` if they are of other tokens.
+std::string measure_floor(const Trace& truth, std::span<const Trace> variants, const std::string& policy);
+
+/// An invariant that needs no reference, on a model: "threads: 1 and 2", held or not.
+struct CheckResult {
+  std::string name;
+  bool held = false;
+};
+/// Bit-identity of logits for threads, chunks, batches, reused prefixes, forks, decode against prefill. `length`:
+/// tokens of the random text they are tried on.
+std::vector<CheckResult> check_model(const std::filesystem::path& model, const ModelOptions& options, KvType kv_type,
+                                     int64_t length);
 
 /// Compares `subject` with `reference`, teacher-forced: both must have been fed the same tokens.
 DiffReport diff(const Trace& subject, const Trace& reference, const Floor& floor);

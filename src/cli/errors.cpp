@@ -39,10 +39,15 @@ std::string what_is_wrong(const CLI::App& app, const CLI::ParseError& error) {
     return "arguments: expected no more, got \"" + rest + "\"";
   }
   if (text.starts_with(kChoice)) return choice_message(text);
-  if (!text.ends_with(kRequired)) return text;
-  return text.starts_with('-')
-             ? text.substr(0, text.size() - kRequired.size()) + ": expected a value, got none"
-             : text + ": expected one, got none";
+  if (text.ends_with(kRequired))
+    return text.substr(0, text.size() - kRequired.size()) + ": expected a value, got none";
+  if (const size_t at = text.find(": 1 required"); at != text.npos) {
+    return text.substr(0, at) + ": expected a value after it, got none";
+  }
+  if (const size_t at = text.find(": At Most 1 required but received "); at != text.npos) {
+    return text.substr(0, at) + ": expected it once, got it" + text.substr(text.rfind(' ')) + " times";
+  }
+  return text;
 }
 
 }  // namespace

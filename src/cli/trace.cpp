@@ -34,6 +34,16 @@ struct DiffFlags {
   bool json = false;
 };
 
+struct FloorFlags {
+  std::string truth, policy = "f32/f32", out;
+  std::vector<std::string> variants;
+};
+
+struct CheckFlags {
+  ModelFlags model;
+  int64_t length = 97;
+};
+
 struct SelftestFlags {
   std::string data = LOCKSTEP_DATA;
   bool json = false;
@@ -78,9 +88,8 @@ void run_trace(const TraceFlags& flags) {
   } else {
     throw Error(ErrorCode::invalid_argument, "[trace] input: expected -p, --ids, --ids-file or --follow, got none");
   }
-  const Trace trace = record_trace(path, options);
-  trace.save(flags.out);
-  std::printf("%s: %zu tensors of %zu sequences\n", flags.out.c_str(), trace.events().size(), trace.sequences.size());
+  const int64_t tensors = record_trace_to(flags.out, path, options);
+  std::printf("%s: %lld tensors of %zu sequences\n", flags.out.c_str(), static_cast<long long>(tensors), options.sequences.size());
 }
 
 Floor floor_of(const DiffFlags& flags, const std::string& policy) {
@@ -129,6 +138,31 @@ void run_replay(const DiffFlags& flags) {
     const Floor floor = floor_of(flags, flags.model.precision + "/" + flags.model.kv_type);
     finish(flags, replay(resolve_model(flags.model.model), options, Trace::open(flags.reference), floor));
   });
+}
+
+void run_floor(const FloorFlags& flags) {
+  or_inconclusive([&] {
+    std::vector<Trace> variants;
+    for (const std::string& each : flags.variants) variants.push_back(Trace::open(each));
+    const std::string floor = measure_floor(Trace::open(flags.truth), variants, flags.policy);
+    std::ofstream file(flags.out, std::ios::binary);
+    file << floor << "\n";
+    file.close();
+    if (!file) throw Error(ErrorCode::io, "[" + flags.out + "] write: expected a file that can be written");
+  });
+}
+
+void run_check(const CheckFlags& flags) {
+  ModelOptions options;
+  options.precision = parse_precision(flags.model.precision);
+  options.isa = flags.model.isa;
+  options.threads = flags.model.threads;
+  bool all = true;
+  for (const CheckResult& each : check_model(resolve_model(flags.model.model), options, parse_kv_type(flags.model.kv_type), flags.length)) {
+    std::printf("%-6s %s\n", each.held ? "held" : "BROKEN", each.name.c_str());
+    all = all && each.held;
+  }
+  if (!all) throw CLI::RuntimeError(kDivergent);
 }
 
 void run_selftest(const SelftestFlags& flags) {
@@ -212,6 +246,31 @@ void declare_replay(CLI::App& app) {
   verb->footer("Tells the errors that operations make from those that they inherit.\n"
                "Example:\n  lockstep replay -m model reference");
   verb->callback([flags] { run_replay(*flags); });
+}
+
+void declare_floor(CLI::App& app) {
+  auto flags = std::make_shared<FloorFlags>();
+  CLI::App* verb = app.add_subcommand("floor", "Measure how far correct computations are apart");
+  verb->add_option("truth", flags->truth, "trace of the most exact one")->type_name("DIR")->required();
+  verb->add_option("variants", flags->variants, "traces of others that are right too")->type_name("DIR")->required();
+  verb->add_option("--policy", flags->policy, "precision/kv_type that they stand for")->capture_default_str();
+  verb->add_option("-o,--out", flags->out, "file to write")->type_name("FILE")->required();
+  verb->footer("python -m lockstep.capture measures the floor of transformers by itself.\n"
+               "Example:\n  lockstep floor truth eager sdpa -o floor.json");
+  verb->callback([flags] { run_floor(*flags); });
+}
+
+void declare_check(CLI::App& app) {
+  auto flags = std::make_shared<CheckFlags>();
+  CLI::App* verb = app.add_subcommand("check", "Invariants that need no reference, on any model file");
+  flags->model.precision = "f32";
+  flags->model.kv_type = "f32";
+  flags->model.declare(*verb);
+  verb->add_option("--length", flags->length, "tokens of the random text")->capture_default_str();
+  verb->footer("Logits must be the same, bit for bit, for any number of threads, chunks, batch and reuse of the cache.\n"
+               "Exit status: 0 all held, 1 one is broken.\n"
+               "Example:\n  lockstep check -m model.gguf");
+  verb->callback([flags] { run_check(*flags); });
 }
 
 void declare_selftest(CLI::App& app) {

@@ -283,6 +283,27 @@ double Floor::at(bool decode, const std::string& name, int64_t width) const {
   return std::max(least, known == table.end() ? 0.0 : known->second);
 }
 
+std::string measure_floor(const Trace& truth, std::span<const Trace> variants, const std::string& policy) {
+  std::map<std::string, double> prefill, decode;
+  const auto expected = join(truth);
+  for (const Trace& variant : variants) {
+    if (const std::string problem = same_inputs(variant, truth); !problem.empty()) {
+      fail(ErrorCode::invalid_argument, "[{}] floor: {}", variant.where, problem);
+    }
+    for (const auto& [place, joined] : join(variant)) {
+      const auto reference = expected.find(place);
+      if (reference == expected.end()) continue;
+      const Sizes usual = usual_sizes(reference->second, 0);
+      double& worst = (joined.event->step == 0 ? prefill : decode)[joined.event->name()];
+      for (const auto& [position, row] : reference->second.rows) {
+        const auto mine = joined.rows.find(position);
+        if (mine != joined.rows.end() && mine->second.size() == row.size()) worst = std::max(worst, relative(mine->second, row, usual.row));
+      }
+    }
+  }
+  return json{{"format", "lockstep-floor"}, {"version", 1}, {"policies", {{policy, {{"prefill", prefill}, {"decode", decode}}}}}}.dump(1);
+}
+
 DiffReport diff(const Trace& subject, const Trace& reference, const Floor& floor) {
   DiffReport report;
   report.verdict = Verdict::inconclusive;

@@ -8,6 +8,7 @@
 #include "tensor/fail.h"
 #include "trace/inject.h"
 #include "trace/passes.h"
+#include "trace/writer.h"
 
 namespace lockstep {
 namespace {
@@ -29,12 +30,14 @@ bool in_level(Site site, int level) {
 
 class Recorder : public Observer {
  public:
-  Recorder(Trace& trace, const PassRows& rows, const ModelFacts& facts, const Injection* injection)
-      : trace_(trace), rows_(rows), facts_(facts), injection_(injection) {}
+  using Sink = std::function<void(TraceEvent&&, std::span<const float>)>;
+
+  Recorder(Sink sink, int level, const PassRows& rows, const ModelFacts& facts, const Injection* injection)
+      : sink_(std::move(sink)), level_(level), rows_(rows), facts_(facts), injection_(injection) {}
 
   void observe(int layer, Site site, Tensor& tensor) override {
     if (injection_ != nullptr && injection_->before) injection_->before(facts_, rows_, layer, site, tensor, seen_);
-    if (in_level(site, trace_.level)) record(layer, site, tensor);
+    if (in_level(site, level_)) record(layer, site, tensor);
     if (injection_ == nullptr) return;
     if (std::ranges::find(injection_->keeps, site) != injection_->keeps.end()) seen_.insert_or_assign(site, tensor.clone());
     if (injection_->after) injection_->after(facts_, rows_, layer, site, tensor, seen_);
@@ -57,12 +60,13 @@ class Recorder : public Observer {
       event.shape[0] = end - begin;
       event.axes = axes_of(site);
       const auto width = static_cast<size_t>(tensor.row_size());
-      trace_.add(std::move(event), tensor.values().subspan(static_cast<size_t>(begin) * width, static_cast<size_t>(end - begin) * width));
+      sink_(std::move(event), tensor.values().subspan(static_cast<size_t>(begin) * width, static_cast<size_t>(end - begin) * width));
       begin = end;
     }
   }
 
-  Trace& trace_;
+  Sink sink_;
+  int level_;
   const PassRows& rows_;
   const ModelFacts& facts_;
   const Injection* injection_;
@@ -112,7 +116,10 @@ std::vector<Trace::Sequence> run_passes(const std::shared_ptr<const Model>& mode
   return done;
 }
 
-Trace record_trace(const std::filesystem::path& path, const TraceOptions& options) {
+namespace {
+
+// Runs the model, handing every event to `sink`, and returns what is known besides.
+Trace record(const std::filesystem::path& path, const TraceOptions& options, Recorder::Sink sink) {
   if (options.sequences.empty()) fail(ErrorCode::invalid_argument, "[trace] sequences: expected at least one, got none");
   if (options.level < 0 || options.level > 2) {
     fail(ErrorCode::invalid_argument, "[trace] level: expected 0 to 2, got {}", options.level);
@@ -138,14 +145,37 @@ Trace record_trace(const std::filesystem::path& path, const TraceOptions& option
       trace.weights_sha256[file.filename().string()] = sha256_of(file);
     }
   }
+  std::set<std::string> sites;
+  const auto counting = [&](TraceEvent&& event, std::span<const float> values) {
+    sites.insert(event.site);
+    sink(std::move(event), values);
+  };
   PassRows rows;
-  Recorder recorder(trace, rows, facts, injection);
+  Recorder recorder(counting, options.level, rows, facts, injection);
   Taps taps(&recorder);
   trace.sequences = run_passes(model, options, rows, taps);
-  std::set<std::string> sites;
-  for (const TraceEvent& event : trace.events()) sites.insert(event.site);
   trace.sites.assign(sites.begin(), sites.end());
   return trace;
+}
+
+}  // namespace
+
+Trace record_trace(const std::filesystem::path& path, const TraceOptions& options) {
+  Trace kept;
+  Trace facts = record(path, options, [&](TraceEvent&& event, std::span<const float> values) { kept.add(std::move(event), values); });
+  facts.take_events(std::move(kept));
+  return facts;
+}
+
+int64_t record_trace_to(const std::filesystem::path& directory, const std::filesystem::path& path, const TraceOptions& options) {
+  TraceWriter writer(directory, std::string(precision_name(options.model.precision)));
+  const Trace facts = record(path, options, [&](TraceEvent&& event, std::span<const float> values) {
+    event.values = values;
+    event.hash = trace_hash(values);
+    writer.add(event);
+  });
+  writer.finish(facts);
+  return writer.events();
 }
 
 struct FaultObserver::State {

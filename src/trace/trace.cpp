@@ -1,5 +1,6 @@
 // Trace directories: reading and writing. Format: docs/trace-format.md.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <fstream>
 #include <iterator>
@@ -14,6 +15,7 @@
 #include "lockstep/divergence.h"
 #include "tensor/fail.h"
 #include "tensor/memory_map.h"
+#include "trace/writer.h"
 
 namespace lockstep {
 namespace {
@@ -24,12 +26,6 @@ using nlohmann::json;
 constexpr int kVersion = 1;
 constexpr size_t kShardBytes = size_t{64} << 20;
 constexpr int64_t kMostSteps = 1 << 20;
-
-std::string fnv(std::span<const float> values) {
-  uint64_t hash = 0xCBF29CE484222325U;
-  for (const std::byte byte : std::as_bytes(values)) hash = (hash ^ static_cast<uint64_t>(byte)) * 0x100000001B3U;
-  return fmt::format("{:016x}", hash);
-}
 
 std::string contents(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);
@@ -173,12 +169,24 @@ void check_complete(const Trace& trace) {
 
 std::string TraceEvent::name() const { return layer == kNoLayer ? site : fmt::format("L{:02}.{}", layer, site); }
 
+std::string trace_hash(std::span<const float> values) {
+  // FNV-1a over words: tensors hold whole floats.
+  uint64_t hash = 0xCBF29CE484222325U;
+  for (const float value : values) hash = (hash ^ std::bit_cast<uint32_t>(value)) * 0x100000001B3U;
+  return fmt::format("{:016x}", hash);
+}
+
 void Trace::add(TraceEvent event, std::span<const float> values) {
   auto copy = std::make_shared<std::vector<float>>(values.begin(), values.end());
   event.values = *copy;
-  event.hash = fnv(event.values);
+  event.hash = trace_hash(event.values);
   storage_.push_back(std::move(copy));
   events_.push_back(std::move(event));
+}
+
+void Trace::take_events(Trace&& other) {
+  events_ = std::move(other.events_);
+  storage_ = std::move(other.storage_);
 }
 
 Trace Trace::open(const fs::path& directory) {
@@ -216,53 +224,69 @@ Trace Trace::open(const fs::path& directory) {
   return trace;
 }
 
-void Trace::save(const fs::path& directory) const {
+TraceWriter::TraceWriter(fs::path directory, std::string precision)
+    : directory_(std::move(directory)), precision_(std::move(precision)) {
   std::error_code refused;
-  fs::create_directories(directory, refused);
-  if (refused) fail(ErrorCode::io, "[{}] create: {}", directory.string(), refused.message());
+  fs::create_directories(directory_, refused);
   // The manifest is written last: a trace without one is not whole.
-  fs::remove(directory / "manifest.json", refused);
-  std::string lines;
-  std::vector<NamedTensor> shard;
-  size_t bytes = 0;
-  int shards = 0;
-  const auto shard_name = [&] { return fmt::format("tensors-{:05}.safetensors", shards); };
-  const auto flush = [&] {
-    if (!shard.empty()) save_tensors(directory / shard_name(), shard);
-    shards += shard.empty() ? 0 : 1;
-    shard.clear();
-    bytes = 0;
-  };
-  for (size_t i = 0; i < events_.size(); ++i) {
-    const TraceEvent& event = events_[i];
-    const std::string key = tensor_key(event);
-    json parents = json::array();
-    if (i > 0) parents.push_back(i - 1);
-    const json line = {{"seq", i}, {"parents", parents}, {"phase", event.step == 0 ? "prefill" : "decode"},
-                       {"step", event.step}, {"chunk", 0}, {"row", event.row},
-                       {"pos", {event.first_position, event.first_position + event.shape[0]}},
-                       {"layer", event.layer == kNoLayer ? json() : json(event.layer)}, {"site", event.site}, {"role", "out"},
-                       {"axes", event.axes}, {"shape", std::vector<int64_t>(event.shape.begin(), event.shape.end())},
-                       {"dtype_stored", "f32"}, {"dtype_compute", precision}, {"storage", "full"},
-                       {"tensor", shard_name() + "#" + key}, {"hash", event.hash}, {"stats", statistics(event.values)}};
-    lines += line.dump() + "\n";
-    shard.push_back({key, DType::f32, event.shape, std::as_bytes(event.values)});
-    bytes += event.values.size_bytes();
-    if (bytes >= kShardBytes) flush();
+  if (!refused) fs::remove(directory_ / "manifest.json", refused);
+  lines_.open(directory_ / "events.jsonl", std::ios::binary);
+  if (refused || !lines_) fail(ErrorCode::io, "[{}] create: expected a directory that can be written", directory_.string());
+}
+
+std::string TraceWriter::shard_name() const { return fmt::format("tensors-{:05}.safetensors", shards_); }
+
+void TraceWriter::add(const TraceEvent& event) {
+  json parents = json::array();
+  if (events_ > 0) parents.push_back(events_ - 1);
+  const std::string key = tensor_key(event);
+  const json line = {{"seq", events_++}, {"parents", parents}, {"phase", event.step == 0 ? "prefill" : "decode"},
+                     {"step", event.step}, {"chunk", 0}, {"row", event.row},
+                     {"pos", {event.first_position, event.first_position + event.shape[0]}},
+                     {"layer", event.layer == kNoLayer ? json() : json(event.layer)}, {"site", event.site}, {"role", "out"},
+                     {"axes", event.axes}, {"shape", std::vector<int64_t>(event.shape.begin(), event.shape.end())},
+                     {"dtype_stored", "f32"}, {"dtype_compute", precision_}, {"storage", "full"},
+                     {"tensor", shard_name() + "#" + key}, {"hash", event.hash}, {"stats", statistics(event.values)}};
+  lines_ << line.dump() << "\n";
+  sites_.insert(event.site);
+  pending_.push_back({key, event.shape, {event.values.begin(), event.values.end()}});
+  bytes_ += event.values.size_bytes();
+  if (bytes_ >= kShardBytes) flush();
+}
+
+void TraceWriter::flush() {
+  if (pending_.empty()) return;
+  std::vector<NamedTensor> tensors;
+  for (const Pending& each : pending_) {
+    tensors.push_back({each.key, DType::f32, each.shape, std::as_bytes(std::span(each.values))});
   }
+  save_tensors(directory_ / shard_name(), tensors);
+  ++shards_;
+  pending_.clear();
+  bytes_ = 0;
+}
+
+void TraceWriter::finish(const Trace& facts) {
   flush();
-  write_text(directory / "events.jsonl", lines);
+  lines_.close();
+  if (!lines_) fail(ErrorCode::io, "[{}] write: expected room for the events, got none", directory_.string());
   json rows = json::array();
-  for (const Sequence& each : sequences) rows.push_back({{"ids", each.ids}, {"fed", each.fed}});
-  const size_t space = engine.find(' ');
+  for (const Trace::Sequence& each : facts.sequences) rows.push_back({{"ids", each.ids}, {"fed", each.fed}});
+  const size_t space = facts.engine.find(' ');
   const json manifest = {{"format", "lockstep-trace"}, {"version", kVersion},
-                         {"engine", {{"name", engine.substr(0, space)}, {"version", engine.substr(space + 1)}}},
-                         {"policy", {{"precision", precision}, {"kv_type", kv_type}}},
-                         {"model", {{"architecture", architecture}, {"layers", layers},
-                                    {"config", json::parse(config.empty() ? "{}" : config)},
-                                    {"unread_keys", unread_keys}, {"weights_sha256", weights_sha256}}},
-                         {"level", level}, {"rows", rows}, {"sites", sites}};
-  write_text(directory / "manifest.json", manifest.dump(1) + "\n");
+                         {"engine", {{"name", facts.engine.substr(0, space)}, {"version", facts.engine.substr(space + 1)}}},
+                         {"policy", {{"precision", facts.precision}, {"kv_type", facts.kv_type}}},
+                         {"model", {{"architecture", facts.architecture}, {"layers", facts.layers},
+                                    {"config", json::parse(facts.config.empty() ? "{}" : facts.config)},
+                                    {"unread_keys", facts.unread_keys}, {"weights_sha256", facts.weights_sha256}}},
+                         {"level", facts.level}, {"rows", rows}, {"sites", sites_}};
+  write_text(directory_ / "manifest.json", manifest.dump(1) + "\n");
+}
+
+void Trace::save(const fs::path& directory) const {
+  TraceWriter writer(directory, precision);
+  for (const TraceEvent& event : events_) writer.add(event);
+  writer.finish(*this);
 }
 
 }  // namespace lockstep

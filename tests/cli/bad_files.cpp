@@ -1,5 +1,7 @@
 #include "cli/bad_files.h"
 
+#include <sys/stat.h>
+
 #include <cstring>
 #include <fstream>
 #include <functional>
@@ -22,7 +24,9 @@ std::string read(const fs::path& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-void write(const fs::path& path, const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
+void write(const fs::path& path, const std::string& bytes) {
+  std::ofstream(path, std::ios::binary) << bytes;
+}
 
 template <typename T>
 void put(std::string& bytes, size_t at, T value) {
@@ -85,12 +89,15 @@ void make_gguf_files(const fs::path& folder) {
   make("huge-tensor.gguf", [&](std::string& b) { put(b, after_name(b, tensor) + 4, uint64_t{1} << 50); });
   make("no-rows.gguf", [&](std::string& b) { put(b, after_name(b, tensor) + 12, uint64_t{0}); });
   make("type.gguf", [&](std::string& b) { put(b, after_name(b, tensor) + 20, uint32_t{19}); });
+  make("rank.gguf", [&](std::string& b) { put(b, after_name(b, tensor), uint32_t{9}); });
+  make("twice.gguf", [&](std::string& b) { b[find(b, "blk.1.attn_q.weight") + 4] = '0'; });
   make("overlap.gguf", [&](std::string& b) { put(b, after_name(b, tensor) + 24, uint64_t{0}); });
   make("architecture.gguf", [](std::string& b) {
     // Every "llama" of the metadata, keys included, so that only the name is new.
     for (size_t at = 0; (at = b.find("llama", at)) != std::string::npos; ++at) b.replace(at, 5, "bloom");
   });
-  make("missing-tensor.gguf", [&](std::string& b) { b.replace(find(b, tensor), tensor.size(), "blk.7.attn_q.weight"); });
+  make("missing-tensor.gguf",
+       [&](std::string& b) { b.replace(find(b, tensor), tensor.size(), "blk.7.attn_q.weight"); });
 }
 
 void make_folders(const fs::path& folder) {
@@ -112,6 +119,20 @@ void make_folders(const fs::path& folder) {
   edited_config(folder, "mlx-mixed", "llama-mlx-4bit", [](json& c) {
     c["quantization"]["model.layers.0.mlp.down_proj"] = {{"bits", 8}, {"group_size", 64}};
   });
+  edited_config(folder, "mlx-bits", "llama-mlx-4bit", [](json& c) { c["quantization"]["bits"] = 3; });
+  edited_config(folder, "awq", "llama",
+                [](json& c) { c["quantization_config"] = {{"quant_method", "awq"}}; });
+  edited_config(folder, "context", "llama-text", [](json& c) { c["max_position_embeddings"] = 0; });
+  edited_config(folder, "no-weights", "llama", [](json&) {});
+  fs::remove(folder / "no-weights/model.safetensors");
+  edited_config(folder, "weight-map", "mistral", [](json&) {});
+  write(folder / "weight-map/model.safetensors.index.json", "{\"weight_map\": {\"model.norm.weight\": 3}}");
+  edited_config(folder, "tokenizer", "llama-text", [](json&) {});
+  write(folder / "tokenizer/tokenizer.json", "{}");
+  edited_config(folder, "template", "llama-text", [](json&) {});
+  write(folder / "template/chat_template.jinja", "{% for message %}");
+  edited_config(folder, "refusing", "llama-text", [](json&) {});
+  write(folder / "refusing/chat_template.jinja", "{{ raise_exception('expected a system message') }}");
   edited_config(folder, "missing-shard", "mistral", [](json&) {});
   fs::remove(folder / "missing-shard/model-00002-of-00003.safetensors");
   edited_config(folder, "outside", "mistral", [](json&) {});
@@ -122,7 +143,18 @@ void make_folders(const fs::path& folder) {
   std::string bytes = read(folder / "long-header/model.safetensors");
   put(bytes, 0, uint64_t{1} << 40);
   write(folder / "long-header/model.safetensors", bytes);
-  edited_header(folder, "outside-data", [](json& h) { h["model.norm.weight"]["data_offsets"] = {1000000, 1000192}; });
+  edited_config(folder, "header", "llama", [](json&) {});
+  bytes.replace(8, 1, "[");
+  put(bytes, 0, uint64_t{100});
+  write(folder / "header/model.safetensors", bytes);
+  edited_header(folder, "no-offsets", [](json& h) { h["model.norm.weight"].erase("data_offsets"); });
+  edited_header(folder, "float8", [](json& h) { h["model.norm.weight"]["dtype"] = "F8_E4M3"; });
+  // A name that would clear the terminal and pretend to be a second message.
+  edited_header(folder, "terminal", [](json& h) {
+    h["x\x1b[2J\nlockstep: done"] = {{"dtype", "F32"}, {"shape", {0}}, {"data_offsets", {0, 0}}};
+  });
+  edited_header(folder, "outside-data",
+                [](json& h) { h["model.norm.weight"]["data_offsets"] = {1000000, 1000192}; });
   edited_header(folder, "overlapping", [](json& h) {
     h["model.norm.weight"]["data_offsets"] = h["model.layers.0.input_layernorm.weight"]["data_offsets"];
   });
@@ -136,6 +168,7 @@ void make_bad_files(const fs::path& folder) {
   fs::copy(data_path("models/llama-text"), folder / "text");
   write(folder / "latin1.txt", "caf\xE9");
   write(folder / "empty.txt", "");
+  if (::mkfifo((folder / "pipe.gguf").c_str(), 0600) != 0) throw std::runtime_error("mkfifo");
 }
 
 }  // namespace lockstep::test

