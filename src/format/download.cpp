@@ -131,9 +131,12 @@ bool try_download(const std::string& url, const std::filesystem::path& path, Par
   if (part.arrived == part.size) return true;
   const long status = http_status(curl.get());
   constexpr long kRangeNotThere = 416;
-  if (status == kRangeNotThere) {
+  curl_off_t announced = -1;
+  curl_easy_getinfo(curl.get(), CURLINFO_CONTENT_LENGTH_DOWNLOAD_T, &announced);
+  // All that the server has, not a connection that was cut: another file.
+  if (status == kRangeNotThere || (code == CURLE_OK && announced >= 0)) {
     ::unlink(path.c_str());
-    fail(ErrorCode::format, "[{}] size: expected {} bytes, got fewer than {}", url, part.size, part.arrived);
+    fail(ErrorCode::format, "[{}] size: expected {} bytes, got {}", url, part.size, part.arrived);
   }
   const bool hopeless = (code == CURLE_HTTP_RETURNED_ERROR && status < 500 && status != 429) ||
                         code == CURLE_PEER_FAILED_VERIFICATION || code == CURLE_SSL_CACERT_BADFILE ||

@@ -141,14 +141,16 @@ NamedTensor NamedTensor::of(std::string name, const Tensor& tensor) {
 
 void save_tensors(const std::filesystem::path& path, std::span<const NamedTensor> tensors,
                   const std::map<std::string, std::string>& metadata) {
-  nlohmann::ordered_json table;
+  nlohmann::ordered_json table = nlohmann::ordered_json::object();
   if (!metadata.empty()) table["__metadata__"] = metadata;
+  auto& entries = table.get_ref<nlohmann::ordered_json::object_t&>();  // a list: looking names up would be quadratic
   size_t offset = 0;
   for (const NamedTensor& tensor : tensors) {
     const auto* known = std::ranges::find(kNames, tensor.dtype, &std::pair<std::string_view, DType>::second);
-    table[tensor.name] = {{"dtype", known->first},
-                          {"shape", std::vector<int64_t>(tensor.shape.begin(), tensor.shape.end())},
-                          {"data_offsets", {offset, offset + tensor.data.size()}}};
+    const nlohmann::ordered_json entry = {{"dtype", known->first},
+                                          {"shape", std::vector<int64_t>(tensor.shape.begin(), tensor.shape.end())},
+                                          {"data_offsets", {offset, offset + tensor.data.size()}}};
+    static_cast<std::vector<std::pair<const std::string, nlohmann::ordered_json>>&>(entries).emplace_back(tensor.name, entry);
     offset += tensor.data.size();
   }
   std::string header = table.dump();

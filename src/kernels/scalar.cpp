@@ -137,9 +137,11 @@ inline Dot dot(Dot sum, B codes, const int8_t* x) {
 }
 inline I dot_sum(Dot sum) { return sum; }
 inline I set1_int(int32_t x) { return lanes<I>([&](int) { return x; }); }
-inline I operator+(I x, I y) { return lanes<I>([&](int i) { return x.v[i] + y.v[i]; }); }
-inline I operator-(I x, I y) { return lanes<I>([&](int i) { return x.v[i] - y.v[i]; }); }
-inline I shift_left(I x, int n) { return lanes<I>([&](int i) { return x.v[i] * (1 << n); }); }
+// Sums wrap, as those of the vector instructions do.
+inline uint32_t bits(int32_t x) { return static_cast<uint32_t>(x); }
+inline I operator+(I x, I y) { return lanes<I>([&](int i) { return static_cast<int32_t>(bits(x.v[i]) + bits(y.v[i])); }); }
+inline I operator-(I x, I y) { return lanes<I>([&](int i) { return static_cast<int32_t>(bits(x.v[i]) - bits(y.v[i])); }); }
+inline I shift_left(I x, int n) { return lanes<I>([&](int i) { return static_cast<int32_t>(bits(x.v[i]) << n); }); }
 
 #include "kernels/generic/all.h"
 

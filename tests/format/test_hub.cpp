@@ -188,6 +188,22 @@ TEST_F(Pull, GoesOnFromAnEarlierPull) {
   EXPECT_EQ(ranges, "[1000-][][1000-][]");
 }
 
+TEST_F(Pull, KeepsNothingOfAShorterFile) {
+  for (const bool ranges : {true, false}) {
+    const HttpServer server([&](const Request& request) {
+      if (!request.path.ends_with(".whl")) return answer(request);
+      Response response;
+      response.body = wheel_.substr(0, 500);
+      if (ranges && !request.range.empty()) response.status = 416;
+      return response;
+    });
+    fs::create_directories(folder_);
+    std::ofstream(part(), std::ios::binary) << wheel_.substr(0, 500);
+    EXPECT_NE(failure(server).find("size: expected"), std::string::npos);
+    EXPECT_FALSE(fs::exists(part()));
+  }
+}
+
 TEST_F(Pull, StartsAgainWithoutRanges) {
   int tries = 0;
   const HttpServer server([&](const Request& request) {
