@@ -80,8 +80,7 @@ typedef struct lst_info {
 lst_status lst_tokenizer_from_json(lst_text tokenizer_json, lst_text tokenizer_config,
                                    lst_text chat_template_jinja, lst_text chat_template_json,
                                    lst_tokenizer** out, lst_buffer* error);
-lst_status lst_tokenizer_from_gguf(const lst_gguf_vocab* vocab, lst_tokenizer** out,
-                                   lst_buffer* error);
+lst_status lst_tokenizer_from_gguf(const lst_gguf_vocab* vocab, lst_tokenizer** out, lst_buffer* error);
 void lst_tokenizer_free(lst_tokenizer* tokenizer);
 
 lst_info lst_tokenizer_info(const lst_tokenizer* tokenizer);
@@ -93,32 +92,29 @@ int32_t lst_token_to_id(const lst_tokenizer* tokenizer, lst_text token);
 int lst_id_to_token(const lst_tokenizer* tokenizer, int32_t id, lst_buffer* out);
 int lst_is_special(const lst_tokenizer* tokenizer, int32_t id);
 
-lst_status lst_encode(const lst_tokenizer* tokenizer, lst_text text, int add_special,
-                      int parse_special, lst_ids* out, lst_buffer* error);
-lst_status lst_decode(const lst_tokenizer* tokenizer, const int32_t* ids, size_t count,
-                      int skip_special, lst_buffer* out, lst_buffer* error);
+lst_status lst_encode(const lst_tokenizer* tokenizer, lst_text text, int add_special, int parse_special,
+                      lst_ids* out, lst_buffer* error);
+lst_status lst_decode(const lst_tokenizer* tokenizer, const int32_t* ids, size_t count, int skip_special,
+                      lst_buffer* out, lst_buffer* error);
 
 /* Keeps the tokenizer alive. */
 lst_detokenizer* lst_detokenizer_new(const lst_tokenizer* tokenizer, int skip_special);
 void lst_detokenizer_free(lst_detokenizer* detokenizer);
-lst_status lst_detokenizer_push(lst_detokenizer* detokenizer, int32_t id, lst_buffer* out,
-                                lst_buffer* error);
-lst_status lst_detokenizer_finish(lst_detokenizer* detokenizer, lst_buffer* out,
-                                  lst_buffer* error);
+lst_status lst_detokenizer_push(lst_detokenizer* detokenizer, int32_t id, lst_buffer* out, lst_buffer* error);
+lst_status lst_detokenizer_finish(lst_detokenizer* detokenizer, lst_buffer* out, lst_buffer* error);
 
 /* Empty texts for bos_token or eos_token leave the variable undefined. */
-lst_status lst_template_new(lst_text source, lst_text bos_token, lst_text eos_token,
-                            lst_template** out, lst_buffer* error);
+lst_status lst_template_new(lst_text source, lst_text bos_token, lst_text eos_token, lst_template** out,
+                            lst_buffer* error);
 /* The templates and special tokens that came with the tokenizer; LST_INVALID_ARGUMENT if it has
  * no template. */
-lst_status lst_template_from_tokenizer(const lst_tokenizer* tokenizer, lst_template** out,
-                                       lst_buffer* error);
+lst_status lst_template_from_tokenizer(const lst_tokenizer* tokenizer, lst_template** out, lst_buffer* error);
 void lst_template_free(lst_template* chat_template);
 /* `messages` and `tools` are JSON arrays, `variables` is a JSON object; the latter two may be
  * empty. */
-lst_status lst_template_render(const lst_template* chat_template, lst_text messages,
-                               lst_text tools, lst_text variables, int add_generation_prompt,
-                               lst_buffer* out, lst_buffer* error);
+lst_status lst_template_render(const lst_template* chat_template, lst_text messages, lst_text tools,
+                               lst_text variables, int add_generation_prompt, lst_buffer* out,
+                               lst_buffer* error);
 
 #ifdef __cplusplus
 }

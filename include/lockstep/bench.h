@@ -39,10 +39,10 @@ struct Spread {
 };
 struct BenchResult {
   Spread prefill_tps;
-  Spread decode_tps;         ///< of all streams together
-  int64_t token_bytes = 0;   ///< stored weight bytes and KV bytes read for one decoded token
-  double decode_gbs = 0;     ///< token_bytes * passes a second
-  double prefill_gops = 0;   ///< operations of products with stored weights, a second
+  Spread decode_tps;        ///< of all streams together
+  int64_t token_bytes = 0;  ///< stored weight bytes and KV bytes read for one decoded token
+  double decode_gbs = 0;    ///< token_bytes * passes a second
+  double prefill_gops = 0;  ///< operations of products with stored weights, a second
 };
 BenchResult run_bench(const std::shared_ptr<const Model>& model, const BenchOptions& options);
 

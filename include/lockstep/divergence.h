@@ -19,14 +19,14 @@ namespace lockstep {
 
 /// One tensor of a trace: what a site held for some rows of one sequence in one pass.
 struct TraceEvent {
-  int step = 0;               ///< 0: prefill; n: the n-th decode step
-  int row = 0;                ///< sequence of the batch
+  int step = 0;  ///< 0: prefill; n: the n-th decode step
+  int row = 0;   ///< sequence of the batch
   int layer = kNoLayer;
   std::string site;
   int64_t first_position = 0;
-  Shape shape;                ///< [T, ...]
-  std::string axes;           ///< "T H D", "T C", "T E"
-  std::string hash;           ///< of the bytes; equal bytes, equal hash within one engine
+  Shape shape;       ///< [T, ...]
+  std::string axes;  ///< "T H D", "T C", "T E"
+  std::string hash;  ///< of the bytes; equal bytes, equal hash within one engine
   std::span<const float> values;
 
   /// "L00.q_rope"; without a layer the site alone.
@@ -40,13 +40,13 @@ class Trace {
     std::vector<int32_t> ids;  ///< prompt
     std::vector<int32_t> fed;  ///< one token a decode step
   };
-  std::string engine;         ///< "transformers 5.23.0"
+  std::string engine;  ///< "transformers 5.23.0"
   std::string architecture;
   std::string precision = "f32";
   std::string kv_type = "f32";
   int64_t layers = 0;
   int level = 2;
-  std::string where;          ///< its directory, or what else to call it
+  std::string where;  ///< its directory, or what else to call it
   std::vector<Sequence> sequences;
   std::vector<std::string> sites;  ///< declared
   std::string config;              ///< JSON, as the engine read it
@@ -73,7 +73,7 @@ class Trace {
 /// A named way to compute wrongly, hung on the taps or on the config. Catalogue: docs/faults.md.
 struct Fault {
   std::string name;
-  int kind = 0;              ///< number in the catalogue
+  int kind = 0;  ///< number in the catalogue
   std::string summary;
   std::string site;          ///< where its error begins
   bool decode_only = false;  ///< acts when one token a sequence is computed
@@ -88,9 +88,10 @@ struct TraceOptions {
   std::vector<Trace::Sequence> sequences;  ///< `fed` empty: greedy tokens
   int64_t steps = 0;                       ///< decode steps, where nothing is fed
   int level = 2;
-  ModelOptions model{.precision = Precision::f32, .isa = {}, .threads = 0, .config_patch = {}, .progress = {}};
+  ModelOptions model{
+      .precision = Precision::f32, .isa = {}, .threads = 0, .config_patch = {}, .progress = {}};
   KvType kv_type = KvType::f32;
-  std::string fault;  ///< name of one to inject; empty: none
+  std::string fault;       ///< name of one to inject; empty: none
   bool checksums = false;  ///< note those of the weight files, so that other weights are told from faults
 };
 /// Runs our engine and keeps every site of the level.
@@ -98,8 +99,8 @@ Trace record_trace(const std::filesystem::path& model, const TraceOptions& optio
 /// The same, written as it is made: memory holds no more than 64 MB of it. Returns the number of tensors.
 int64_t record_trace_to(const std::filesystem::path& directory, const std::filesystem::path& model,
                         const TraceOptions& options);
-/// Computes wrongly while text is generated: an observer for one session, and the patch its model must be loaded
-/// with (ModelOptions::config_patch).
+/// Computes wrongly while text is generated: an observer for one session, and the patch its model must be
+/// loaded with (ModelOptions::config_patch).
 class FaultObserver : public Observer {
  public:
   FaultObserver(const std::string& fault, const std::filesystem::path& model);
@@ -137,14 +138,14 @@ struct SiteScore {
   int row = 0;
   int layer = kNoLayer;
   std::string site;
-  double error = 0;   ///< largest relative L2 error of a row
+  double error = 0;  ///< largest relative L2 error of a row
   double floor = 0;
-  double score = 0;   ///< error / floor
-  int64_t token = 0;  ///< position where it is largest
-  int64_t first_bad = -1;  ///< first position beyond the band; -1: none
+  double score = 0;           ///< error / floor
+  int64_t token = 0;          ///< position where it is largest
+  int64_t first_bad = -1;     ///< first position beyond the band; -1: none
   std::vector<double> heads;  ///< largest score of each head, if the site has heads
   std::vector<int> bad_heads;
-  std::string finding;        ///< what the layout solver found: "equal after interleaving"
+  std::string finding;  ///< what the layout solver found: "equal after interleaving"
 
   std::string name() const;
 };
@@ -156,15 +157,15 @@ struct DiffReport {
   std::vector<SiteScore> scores;   ///< in causal order
   std::vector<std::string> unmatched;
   int64_t compared = 0, expected = 0;
-  int64_t inherited = 0;           ///< later sites beyond the band
+  int64_t inherited = 0;  ///< later sites beyond the band
   std::vector<std::string> notes;
 };
 
 /// Beyond this many times the floor a site is divergent (noisy from 1, suspicious from 4).
 inline constexpr double kBand = 16;
 
-/// floor.json of one policy: for each site the largest error of the variants, all of them correct computations.
-/// Error `invalid_argument` if they are of other tokens.
+/// floor.json of one policy: for each site the largest error of the variants, all of them correct
+/// computations. Error `invalid_argument` if they are of other tokens.
 std::string measure_floor(const Trace& truth, std::span<const Trace> variants, const std::string& policy);
 
 /// An invariant that needs no reference, on a model: "threads: 1 and 2", held or not.
@@ -172,10 +173,10 @@ struct CheckResult {
   std::string name;
   bool held = false;
 };
-/// Bit-identity of logits for threads, chunks, batches, reused prefixes, forks, decode against prefill. `length`:
-/// tokens of the random text they are tried on.
-std::vector<CheckResult> check_model(const std::filesystem::path& model, const ModelOptions& options, KvType kv_type,
-                                     int64_t length);
+/// Bit-identity of logits for threads, chunks, batches, reused prefixes, forks, decode against prefill.
+/// `length`: tokens of the random text they are tried on.
+std::vector<CheckResult> check_model(const std::filesystem::path& model, const ModelOptions& options,
+                                     KvType kv_type, int64_t length);
 
 /// Compares `subject` with `reference`, teacher-forced: both must have been fed the same tokens.
 DiffReport diff(const Trace& subject, const Trace& reference, const Floor& floor);
@@ -199,10 +200,10 @@ struct SelftestResult {
     std::string outcome;
   };
   std::vector<Case> cases;
-  int64_t faults = 0;        ///< distinct names run where they act
-  double detected = 0;       ///< fraction of those runs
+  int64_t faults = 0;   ///< distinct names run where they act
+  double detected = 0;  ///< fraction of those runs
   double localised = 0;
-  int64_t clean_runs = 0;    ///< faults where they cannot act included
+  int64_t clean_runs = 0;  ///< faults where they cannot act included
   int64_t false_alarms = 0;
 };
 /// Injects every fault into tiny checkpoints and scores the verdicts against traces of transformers in `data`

@@ -32,13 +32,12 @@ Tensor rms_norm(const View& x, std::span<const float> weight, float eps);
 
 /// (x - mean) / sqrt(variance + eps) * weight + bias over the last axis; weight, bias: [D] or
 /// empty. -> as x.
-Tensor layer_norm(const View& x, std::span<const float> weight, std::span<const float> bias,
-                  float eps);
+Tensor layer_norm(const View& x, std::span<const float> weight, std::span<const float> bias, float eps);
 
 /// Which keys a query sees: those that every part of the mask lets through.
 struct Mask {
-  bool causal = false;   ///< key j of Lk for query i of L if j <= i + Lk - L (lower right aligned)
-  int64_t window = 0;    ///< > 0: only if j > i + Lk - L - window
+  bool causal = false;             ///< key j of Lk for query i of L if j <= i + Lk - L (lower right aligned)
+  int64_t window = 0;              ///< > 0: only if j > i + Lk - L - window
   const View* additive = nullptr;  ///< added to the scores; broadcasts to [B, H, L, Lk]
   /// Broadcasts to [B, H, L, Lk]; keys with 0 are not seen.
   std::span<const uint8_t> boolean;

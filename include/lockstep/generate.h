@@ -36,8 +36,7 @@ class Sampler {
 
   /// logits: [vocab]; context: all tokens so far; position: of the token to choose. Error
   /// `invalid_argument` if a logit is NaN or none is finite.
-  int32_t sample(std::span<const float> logits, std::span<const int32_t> context,
-                 int64_t position) const;
+  int32_t sample(std::span<const float> logits, std::span<const int32_t> context, int64_t position) const;
 
  private:
   SamplingOptions options_;
@@ -100,8 +99,7 @@ struct Generation {
 
 /// Continues `prompt` (the whole sequence; the session reuses what it has). `on_text` gets certain
 /// pieces of text as they come and returns false to stop early. Errors: as Session::sync.
-Generation generate(Session& session, std::span<const int32_t> prompt,
-                    const GenerateOptions& options,
+Generation generate(Session& session, std::span<const int32_t> prompt, const GenerateOptions& options,
                     const std::function<bool(std::string_view)>& on_text = {});
 
 /// The ids of a prompt: the chat template around one user message and an optional system message,

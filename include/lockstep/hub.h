@@ -12,15 +12,15 @@ namespace lockstep {
 
 /// A model that lies inside a registry package, with what pins it.
 struct PackagedModel {
-  std::string name;         ///< "smollm2"
-  std::string title;        ///< "SmolLM2-135M-Instruct Q4_1 (Apache-2.0)"
-  std::string package;      ///< of the Python package index
+  std::string name;     ///< "smollm2"
+  std::string title;    ///< "SmolLM2-135M-Instruct Q4_1 (Apache-2.0)"
+  std::string package;  ///< of the Python package index
   std::string version;
-  std::string wheel;        ///< file name of the wheel
+  std::string wheel;  ///< file name of the wheel
   std::string wheel_sha256;
   int64_t wheel_bytes = 0;
-  std::string member;       ///< path of the model inside the wheel
-  std::string file;         ///< name it is kept under
+  std::string member;  ///< path of the model inside the wheel
+  std::string file;    ///< name it is kept under
   std::string file_sha256;
   int64_t file_bytes = 0;
 };

@@ -28,8 +28,8 @@ Precision parse_precision(std::string_view name);
 
 struct ModelOptions {
   Precision precision = Precision::exact;
-  std::string isa;  ///< kernels to use; empty: the best this processor runs
-  int threads = 0;  ///< 0: as many as the machine gives this process
+  std::string isa;           ///< kernels to use; empty: the best this processor runs
+  int threads = 0;           ///< 0: as many as the machine gives this process
   std::string config_patch;  ///< JSON that replaces keys of the config (RFC 7396); empty: none
   /// Called with the share of weights packed so far, 0..1, from the loading thread.
   std::function<void(double)> progress;
@@ -51,12 +51,12 @@ struct ModelInfo {
   int64_t hidden = 0;
   int64_t heads = 0;
   int64_t vocab = 0;
-  int64_t context = 0;         ///< positions the model was made for
+  int64_t context = 0;  ///< positions the model was made for
   int64_t parameters = 0;
-  int64_t stored_bytes = 0;    ///< weights as the file holds them
-  int64_t token_bytes = 0;     ///< of these, read for one token of decode
-  int64_t row_weights = 0;     ///< weights one row is multiplied with, the head excluded
-  int64_t head_weights = 0;    ///< those of the head, for a row whose logits are wanted
+  int64_t stored_bytes = 0;              ///< weights as the file holds them
+  int64_t token_bytes = 0;               ///< of these, read for one token of decode
+  int64_t row_weights = 0;               ///< weights one row is multiplied with, the head excluded
+  int64_t head_weights = 0;              ///< those of the head, for a row whose logits are wanted
   std::vector<std::string> unread_keys;  ///< config keys that nothing read, all without influence
 };
 

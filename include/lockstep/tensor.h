@@ -15,9 +15,27 @@ namespace lockstep {
 /// Element type of a stored or computed tensor. The block formats are those of GGUF (ggml) and the
 /// affine ones of MLX, whose codes, scales and biases are three arrays in the file.
 enum class DType : uint8_t {
-  f32, f16, bf16, f64, i8, i16, i32, i64, u8, u32, boolean,
-  q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k,
-  mlx_q4, mlx_q8,
+  f32,
+  f16,
+  bf16,
+  f64,
+  i8,
+  i16,
+  i32,
+  i64,
+  u8,
+  u32,
+  boolean,
+  q4_0,
+  q4_1,
+  q5_0,
+  q5_1,
+  q8_0,
+  q4_k,
+  q5_k,
+  q6_k,
+  mlx_q4,
+  mlx_q8,
 };
 
 /// Lower-case name of a dtype, as `inspect` prints it ("bf16", "q4_k").

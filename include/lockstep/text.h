@@ -14,16 +14,16 @@ namespace lockstep {
 /// What a GGUF's metadata says about its tokenizer, under the names of the keys without
 /// "tokenizer.ggml." (vocabulary: `tokens`, one entry an id). Absent numbers are -1.
 struct GgufVocab {
-  std::string_view model;                 ///< "gpt2" (byte-level BPE) or "llama" (SentencePiece)
-  std::string_view pre;                   ///< pre-tokenizer of byte-level BPE, e.g. "qwen2"
-  std::vector<std::string_view> tokens;   ///< [vocab]
-  std::vector<float> scores;              ///< [vocab] or empty
-  std::vector<int32_t> types;             ///< [vocab] or empty: ggml's token types
+  std::string_view model;                ///< "gpt2" (byte-level BPE) or "llama" (SentencePiece)
+  std::string_view pre;                  ///< pre-tokenizer of byte-level BPE, e.g. "qwen2"
+  std::vector<std::string_view> tokens;  ///< [vocab]
+  std::vector<float> scores;             ///< [vocab] or empty
+  std::vector<int32_t> types;            ///< [vocab] or empty: ggml's token types
   std::vector<std::string_view> merges;
   int32_t bos = -1, eos = -1, unk = -1, pad = -1;
   std::optional<bool> add_bos, add_eos, add_space_prefix;
-  std::string_view chat_template;         ///< empty: none
-  std::string_view tool_use_template;     ///< empty: none
+  std::string_view chat_template;      ///< empty: none
+  std::string_view tool_use_template;  ///< empty: none
 };
 
 /// Texts of the files beside a model that define its tokenizer; empty where there is no such file.
@@ -86,7 +86,7 @@ class StreamingDetokenizer {
 };
 
 struct Message {
-  std::string role;     ///< "system", "user", "assistant"
+  std::string role;  ///< "system", "user", "assistant"
   std::string content;
 };
 

@@ -22,8 +22,7 @@ class KvCache {
   KvCache& operator=(const KvCache&) = delete;
 
   /// Stores the key and value rows [Hkv, D] of `layer` at `position`, rounded to the element type.
-  void write(int64_t layer, int64_t position, const float* k, const float* v,
-             const kernels::Table& kernels);
+  void write(int64_t layer, int64_t position, const float* k, const float* v, const kernels::Table& kernels);
   /// Reads tile `tile` of one KV head as f32. k: [D, 64], a column is a key; v: [64, padded_dim].
   /// Positions that were never written hold undefined finite values.
   void read_tile(int64_t layer, int64_t head, int64_t tile, float* k, float* v,

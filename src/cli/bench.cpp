@@ -20,29 +20,28 @@ nlohmann::json spread_json(const Spread& spread) {
 
 void print_json(const Model& model, const BenchOptions& options, const BenchResult& result,
                 const MachineLimits& limits, double decode_share, double prefill_share) {
-  const nlohmann::json out = {
-      {"prefill_tps", result.prefill_tps.median},
-      {"decode_tps", result.decode_tps.median},
-      {"prefill_spread", spread_json(result.prefill_tps)},
-      {"decode_spread", spread_json(result.decode_tps)},
-      {"decode_gbs", result.decode_gbs},
-      {"prefill_gops", result.prefill_gops},
-      {"limits",
-       {{"read_gbs", limits.read_gbs},
-        {"int8_gops", limits.int8_gops},
-        {"bf16_gops", limits.bf16_gops},
-        {"f32_gops", limits.f32_gops}}},
-      {"decode_share", decode_share},
-      {"prefill_share", prefill_share},
-      {"token_bytes", result.token_bytes},
-      {"prefill", options.prefill},
-      {"decode", options.decode},
-      {"depth", options.depth},
-      {"streams", options.streams},
-      {"repeat", options.repeat},
-      {"threads", model.threads()},
-      {"isa", model.isa()},
-      {"precision", precision_name(model.precision())}};
+  const nlohmann::json out = {{"prefill_tps", result.prefill_tps.median},
+                              {"decode_tps", result.decode_tps.median},
+                              {"prefill_spread", spread_json(result.prefill_tps)},
+                              {"decode_spread", spread_json(result.decode_tps)},
+                              {"decode_gbs", result.decode_gbs},
+                              {"prefill_gops", result.prefill_gops},
+                              {"limits",
+                               {{"read_gbs", limits.read_gbs},
+                                {"int8_gops", limits.int8_gops},
+                                {"bf16_gops", limits.bf16_gops},
+                                {"f32_gops", limits.f32_gops}}},
+                              {"decode_share", decode_share},
+                              {"prefill_share", prefill_share},
+                              {"token_bytes", result.token_bytes},
+                              {"prefill", options.prefill},
+                              {"decode", options.decode},
+                              {"depth", options.depth},
+                              {"streams", options.streams},
+                              {"repeat", options.repeat},
+                              {"threads", model.threads()},
+                              {"isa", model.isa()},
+                              {"precision", precision_name(model.precision())}};
   std::printf("%s\n", out.dump().c_str());
 }
 
@@ -58,7 +57,8 @@ void run(Flags flags) {
     print_json(*model, flags.bench, result, limits, decode_share, prefill_share);
     return;
   }
-  const auto row = [](const char* what, int64_t tokens, const Spread& tps, double rate, const char* unit, double share) {
+  const auto row = [](const char* what, int64_t tokens, const Spread& tps, double rate, const char* unit,
+                      double share) {
     std::printf("%-8s %5lld tokens  %8.1f tokens/s (%.1f to %.1f)  %7.1f %s, %.0f %% of the limit\n", what,
                 static_cast<long long>(tokens), tps.median, tps.least, tps.most, rate, unit, share * 100);
   };
@@ -74,12 +74,17 @@ void run(Flags flags) {
 
 void declare_bench(CLI::App& app) {
   auto flags = std::make_shared<Flags>();
-  CLI::App* verb = app.add_subcommand("bench", "Measure prefill and decode beside the limits of this machine");
+  CLI::App* verb =
+      app.add_subcommand("bench", "Measure prefill and decode beside the limits of this machine");
   flags->model.declare(*verb);
   BenchOptions& bench = flags->bench;
   const CLI::Validator positive = in_range(int64_t{1}, int64_t{1} << 30);
-  verb->add_option("--prefill", bench.prefill, "tokens of the prompt")->check(positive)->capture_default_str();
-  verb->add_option("--decode", bench.decode, "tokens generated one by one")->check(positive)->capture_default_str();
+  verb->add_option("--prefill", bench.prefill, "tokens of the prompt")
+      ->check(positive)
+      ->capture_default_str();
+  verb->add_option("--decode", bench.decode, "tokens generated one by one")
+      ->check(positive)
+      ->capture_default_str();
   verb->add_option("--streams", bench.streams, "sessions decoded together")
       ->check(in_range(int64_t{1}, int64_t{1024}))
       ->capture_default_str();
@@ -88,9 +93,10 @@ void declare_bench(CLI::App& app) {
       ->capture_default_str();
   verb->add_option("--repeat", bench.repeat, "rounds")->check(in_range(1, 1000))->capture_default_str();
   verb->add_flag("--json", flags->json, "print one JSON object");
-  verb->footer("Examples:\n"
-               "  lockstep bench\n"
-               "  lockstep bench -m model.gguf --prefill 512 --decode 64 --depth 4096 -t 4 --json");
+  verb->footer(
+      "Examples:\n"
+      "  lockstep bench\n"
+      "  lockstep bench -m model.gguf --prefill 512 --decode 64 --depth 4096 -t 4 --json");
   verb->callback([flags] { run(*flags); });
 }
 

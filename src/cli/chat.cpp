@@ -94,9 +94,12 @@ class LineReader {
 class Conversation {
  public:
   Conversation(const Flags& flags, std::shared_ptr<const Model> model)
-      : options_(flags.generate.options), model_(std::move(model)), session_(model_, flags.model.session_options()) {
+      : options_(flags.generate.options),
+        model_(std::move(model)),
+        session_(model_, flags.model.session_options()) {
     if (model_->chat_template() == nullptr) {
-      throw Error(ErrorCode::unsupported, "[chat] model: expected one with a chat template, got none; try lockstep generate");
+      throw Error(ErrorCode::unsupported,
+                  "[chat] model: expected one with a chat template, got none; try lockstep generate");
     }
     if (flags.system) messages_.push_back({"system", *flags.system});
   }
@@ -170,7 +173,8 @@ void run(const Flags& flags) {
 void declare_chat(CLI::App& app) {
   auto flags = std::make_shared<Flags>();
   flags->generate.options.max_tokens = 1024;
-  CLI::App* verb = app.add_subcommand("chat", "Talk with a model; the conversation so far is not computed again");
+  CLI::App* verb =
+      app.add_subcommand("chat", "Talk with a model; the conversation so far is not computed again");
   flags->model.declare(*verb);
   verb->add_option("--system", flags->system, "a system message")->type_name("TEXT");
   flags->generate.declare(*verb);

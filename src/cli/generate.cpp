@@ -24,9 +24,8 @@ struct Flags {
 
 nlohmann::json logprobs_json(const Tokenizer& tokenizer, const std::vector<Logprobs>& all) {
   const auto entry = [&](const TokenLogprob& token) {
-    return nlohmann::json{{"id", token.id},
-                          {"token", tokenizer.decode({&token.id, 1}, false)},
-                          {"logprob", token.logprob}};
+    return nlohmann::json{
+        {"id", token.id}, {"token", tokenizer.decode({&token.id, 1}, false)}, {"logprob", token.logprob}};
   };
   nlohmann::json list = nlohmann::json::array();
   for (const Logprobs& each : all) {
@@ -110,11 +109,13 @@ void declare_generate(CLI::App& app) {
       ->check(in_range(int64_t{0}, int64_t{1000}));
   verb->add_flag("--json", flags->json, "print one JSON object instead of the text");
   flags->generate.declare(*verb);
-  verb->add_option("--inject", flags->fault, "compute wrongly on purpose; list: names the faults")->type_name("FAULT");
-  verb->footer("Examples:\n"
-               "  lockstep generate -p 'Name three colours.' -n 40\n"
-               "  lockstep generate -m model.gguf --raw -p 'Once upon a time' --temp 0.8 --seed 7\n"
-               "  git diff | lockstep generate - --system 'Summarise this change.'");
+  verb->add_option("--inject", flags->fault, "compute wrongly on purpose; list: names the faults")
+      ->type_name("FAULT");
+  verb->footer(
+      "Examples:\n"
+      "  lockstep generate -p 'Name three colours.' -n 40\n"
+      "  lockstep generate -m model.gguf --raw -p 'Once upon a time' --temp 0.8 --seed 7\n"
+      "  git diff | lockstep generate - --system 'Summarise this change.'");
   verb->callback([flags] { run(*flags); });
 }
 

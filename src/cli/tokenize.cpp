@@ -46,9 +46,10 @@ void declare_tokenize(CLI::App& app) {
   source->add_option("--ids", flags->ids, "ids divided by commas; prints the text")->type_name("IDS");
   source->require_option(1);
   verb->add_flag("--special", flags->special, "add BOS and EOS as the tokenizer would for a prompt");
-  verb->footer("Examples:\n"
-               "  lockstep tokenize --text 'Hello world'\n"
-               "  lockstep tokenize --ids 19556,905");
+  verb->footer(
+      "Examples:\n"
+      "  lockstep tokenize --text 'Hello world'\n"
+      "  lockstep tokenize --ids 19556,905");
   verb->callback([flags] { run(*flags); });
 }
 

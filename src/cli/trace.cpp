@@ -64,11 +64,12 @@ void run_trace(const TraceFlags& flags) {
   if (flags.fault == "list") return list_faults();
   if (!flags.validate.empty()) {
     const Trace trace = Trace::open(flags.validate);
-    std::printf("%s: %s, %zu tensors, %zu sequences, level %d: well formed\n", flags.validate.c_str(), trace.engine.c_str(),
-                trace.events().size(), trace.sequences.size(), trace.level);
+    std::printf("%s: %s, %zu tensors, %zu sequences, level %d: well formed\n", flags.validate.c_str(),
+                trace.engine.c_str(), trace.events().size(), trace.sequences.size(), trace.level);
     return;
   }
-  if (flags.out.empty()) throw Error(ErrorCode::invalid_argument, "[trace] -o: expected a directory to write, got none");
+  if (flags.out.empty())
+    throw Error(ErrorCode::invalid_argument, "[trace] -o: expected a directory to write, got none");
   const auto path = resolve_model(flags.model.model);
   TraceOptions options;
   options.model.precision = parse_precision(flags.model.precision);
@@ -86,10 +87,12 @@ void run_trace(const TraceFlags& flags) {
   } else if (flags.ids || flags.ids_file) {
     options.sequences = sequences_of(flags.ids ? *flags.ids : read_text(*flags.ids_file));
   } else {
-    throw Error(ErrorCode::invalid_argument, "[trace] input: expected -p, --ids, --ids-file or --follow, got none");
+    throw Error(ErrorCode::invalid_argument,
+                "[trace] input: expected -p, --ids, --ids-file or --follow, got none");
   }
   const int64_t tensors = record_trace_to(flags.out, path, options);
-  std::printf("%s: %lld tensors of %zu sequences\n", flags.out.c_str(), static_cast<long long>(tensors), options.sequences.size());
+  std::printf("%s: %lld tensors of %zu sequences\n", flags.out.c_str(), static_cast<long long>(tensors),
+              options.sequences.size());
 }
 
 Floor floor_of(const DiffFlags& flags, const std::string& policy) {
@@ -105,7 +108,9 @@ void finish(const DiffFlags& flags, const DiffReport& report) {
     file.close();
     if (!file) throw Error(ErrorCode::io, "[" + flags.html + "] write: expected a file that can be written");
   }
-  std::fputs(flags.json ? (report_json(report) + "\n").c_str() : report_text(report, isatty(STDOUT_FILENO) != 0).c_str(), stdout);
+  std::fputs(flags.json ? (report_json(report) + "\n").c_str()
+                        : report_text(report, isatty(STDOUT_FILENO) != 0).c_str(),
+             stdout);
   if (report.verdict == Verdict::divergent) throw CLI::RuntimeError(kDivergent);
   if (report.verdict == Verdict::inconclusive) throw CLI::RuntimeError(kInconclusive);
 }
@@ -117,14 +122,17 @@ void or_inconclusive(Run run) {
     run();
   } catch (const Error& error) {
     print_error(error.what());
-    throw CLI::RuntimeError(error.code() == ErrorCode::not_found || error.code() == ErrorCode::invalid_argument ? 3 : kInconclusive);
+    throw CLI::RuntimeError(
+        error.code() == ErrorCode::not_found || error.code() == ErrorCode::invalid_argument ? 3
+                                                                                            : kInconclusive);
   }
 }
 
 void run_diff(const DiffFlags& flags) {
   or_inconclusive([&] {
     const Trace subject = Trace::open(flags.subject);
-    finish(flags, diff(subject, Trace::open(flags.reference), floor_of(flags, subject.precision + "/" + subject.kv_type)));
+    finish(flags, diff(subject, Trace::open(flags.reference),
+                       floor_of(flags, subject.precision + "/" + subject.kv_type)));
   });
 }
 
@@ -158,7 +166,8 @@ void run_check(const CheckFlags& flags) {
   options.isa = flags.model.isa;
   options.threads = flags.model.threads;
   bool all = true;
-  for (const CheckResult& each : check_model(resolve_model(flags.model.model), options, parse_kv_type(flags.model.kv_type), flags.length)) {
+  for (const CheckResult& each : check_model(resolve_model(flags.model.model), options,
+                                             parse_kv_type(flags.model.kv_type), flags.length)) {
     std::printf("%-6s %s\n", each.held ? "held" : "BROKEN", each.name.c_str());
     all = all && each.held;
   }
@@ -170,26 +179,42 @@ void run_selftest(const SelftestFlags& flags) {
   if (flags.json) {
     nlohmann::json cases = nlohmann::json::array();
     for (const auto& each : result.cases) {
-      cases.push_back({{"fault", each.fault}, {"model", each.model}, {"detected", each.detected}, {"localised", each.localised}, {"outcome", each.outcome}});
+      cases.push_back({{"fault", each.fault},
+                       {"model", each.model},
+                       {"detected", each.detected},
+                       {"localised", each.localised},
+                       {"outcome", each.outcome}});
     }
-    const nlohmann::json out = {{"faults", result.faults}, {"detected", result.detected}, {"localised", result.localised},
-                                {"clean_runs", result.clean_runs}, {"false_alarms", result.false_alarms}, {"cases", cases}};
+    const nlohmann::json out = {{"faults", result.faults},
+                                {"detected", result.detected},
+                                {"localised", result.localised},
+                                {"clean_runs", result.clean_runs},
+                                {"false_alarms", result.false_alarms},
+                                {"cases", cases}};
     std::printf("%s\n", out.dump(1).c_str());
   } else {
     for (const auto& each : result.cases) {
       if (each.fault.empty() && !each.detected) continue;
-      std::printf("%-9s %-28s %-16s %s\n", each.fault.empty() ? "ALARM" : each.localised ? "found" : each.detected ? "elsewhere" : "MISSED",
-                  each.fault.empty() ? "clean" : each.fault.c_str(), each.model.c_str(), each.outcome.c_str());
+      std::printf("%-9s %-28s %-16s %s\n",
+                  each.fault.empty() ? "ALARM"
+                  : each.localised   ? "found"
+                  : each.detected    ? "elsewhere"
+                                     : "MISSED",
+                  each.fault.empty() ? "clean" : each.fault.c_str(), each.model.c_str(),
+                  each.outcome.c_str());
     }
-    std::printf("%lld faults, %.1f %% detected, %.1f %% at the right place; %lld clean runs, %lld false alarms\n",
-                static_cast<long long>(result.faults), 100 * result.detected, 100 * result.localised,
-                static_cast<long long>(result.clean_runs), static_cast<long long>(result.false_alarms));
+    std::printf(
+        "%lld faults, %.1f %% detected, %.1f %% at the right place; %lld clean runs, %lld false alarms\n",
+        static_cast<long long>(result.faults), 100 * result.detected, 100 * result.localised,
+        static_cast<long long>(result.clean_runs), static_cast<long long>(result.false_alarms));
   }
-  if (result.detected < 1 || result.localised < 0.95 || result.false_alarms > 0) throw CLI::RuntimeError(kDivergent);
+  if (result.detected < 1 || result.localised < 0.95 || result.false_alarms > 0)
+    throw CLI::RuntimeError(kDivergent);
 }
 
 void declare_comparison(CLI::App& verb, DiffFlags& flags) {
-  verb.add_option("--floor", flags.floor, "noise floor of the reference; default: floor.json beside it")->type_name("FILE");
+  verb.add_option("--floor", flags.floor, "noise floor of the reference; default: floor.json beside it")
+      ->type_name("FILE");
   verb.add_flag("--json", flags.json, "print one JSON object instead of the screen");
   verb.add_option("--html", flags.html, "write a report in one HTML file besides")->type_name("FILE");
 }
@@ -198,7 +223,8 @@ void declare_comparison(CLI::App& verb, DiffFlags& flags) {
 
 void list_faults() {
   for (const Fault& fault : faults()) {
-    std::printf("%-28s %2d  %-14s %s\n", fault.name.c_str(), fault.kind, fault.site.c_str(), fault.summary.c_str());
+    std::printf("%-28s %2d  %-14s %s\n", fault.name.c_str(), fault.kind, fault.site.c_str(),
+                fault.summary.c_str());
   }
 }
 
@@ -209,18 +235,25 @@ void declare_trace(CLI::App& app) {
   flags->model.kv_type = "f32";
   flags->model.declare(*verb);
   verb->add_option("-p,--prompt", flags->prompt, "a prompt")->type_name("TEXT");
-  verb->add_option("--ids", flags->ids, "token ids divided by commas; several sequences divided by ;")->type_name("IDS");
+  verb->add_option("--ids", flags->ids, "token ids divided by commas; several sequences divided by ;")
+      ->type_name("IDS");
   verb->add_option("--ids-file", flags->ids_file, "a file of ids")->type_name("FILE");
-  verb->add_option("--follow", flags->follow, "the tokens of this trace, decode steps included")->type_name("DIR");
-  verb->add_option("--steps", flags->steps, "decode steps after the prompt")->check(in_range(int64_t{0}, int64_t{1} << 20));
-  verb->add_option("--level", flags->level, "0: logits, 1: layers, 2: every operation")->check(in_range(0, 2))->capture_default_str();
-  verb->add_option("--inject", flags->fault, "compute wrongly on purpose; list: names the faults")->type_name("FAULT");
+  verb->add_option("--follow", flags->follow, "the tokens of this trace, decode steps included")
+      ->type_name("DIR");
+  verb->add_option("--steps", flags->steps, "decode steps after the prompt")
+      ->check(in_range(int64_t{0}, int64_t{1} << 20));
+  verb->add_option("--level", flags->level, "0: logits, 1: layers, 2: every operation")
+      ->check(in_range(0, 2))
+      ->capture_default_str();
+  verb->add_option("--inject", flags->fault, "compute wrongly on purpose; list: names the faults")
+      ->type_name("FAULT");
   verb->add_option("--validate", flags->validate, "only check that a trace is well formed")->type_name("DIR");
   verb->add_option("-o,--out", flags->out, "directory to write")->type_name("DIR");
-  verb->footer("Examples:\n"
-               "  lockstep trace -m model --ids 1,2,3 --steps 4 -o mine\n"
-               "  lockstep trace -m model --follow reference -o mine && lockstep diff mine reference\n"
-               "  lockstep trace --inject list");
+  verb->footer(
+      "Examples:\n"
+      "  lockstep trace -m model --ids 1,2,3 --steps 4 -o mine\n"
+      "  lockstep trace -m model --follow reference -o mine && lockstep diff mine reference\n"
+      "  lockstep trace --inject list");
   verb->callback([flags] { or_inconclusive([&] { run_trace(*flags); }); });
 }
 
@@ -230,21 +263,26 @@ void declare_diff(CLI::App& app) {
   verb->add_option("subject", flags->subject, "trace to be judged")->type_name("DIR")->required();
   verb->add_option("reference", flags->reference, "trace to be trusted")->type_name("DIR")->required();
   declare_comparison(*verb, *flags);
-  verb->footer("Exit status: 0 within the floor, 1 divergent, 2 cannot conclude, 3 usage.\n"
-               "Example:\n  lockstep diff mine reference --html report.html");
+  verb->footer(
+      "Exit status: 0 within the floor, 1 divergent, 2 cannot conclude, 3 usage.\n"
+      "Example:\n  lockstep diff mine reference --html report.html");
   verb->callback([flags] { run_diff(*flags); });
 }
 
 void declare_replay(CLI::App& app) {
   auto flags = std::make_shared<DiffFlags>();
-  CLI::App* verb = app.add_subcommand("replay", "Feed a reference's tensors to each operation of ours, one by one");
+  CLI::App* verb =
+      app.add_subcommand("replay", "Feed a reference's tensors to each operation of ours, one by one");
   flags->model.precision = "f32";
   flags->model.kv_type = "f32";
   flags->model.declare(*verb);
-  verb->add_option("reference", flags->reference, "trace whose tensors are fed")->type_name("DIR")->required();
+  verb->add_option("reference", flags->reference, "trace whose tensors are fed")
+      ->type_name("DIR")
+      ->required();
   declare_comparison(*verb, *flags);
-  verb->footer("Tells the errors that operations make from those that they inherit.\n"
-               "Example:\n  lockstep replay -m model reference");
+  verb->footer(
+      "Tells the errors that operations make from those that they inherit.\n"
+      "Example:\n  lockstep replay -m model reference");
   verb->callback([flags] { run_replay(*flags); });
 }
 
@@ -252,11 +290,14 @@ void declare_floor(CLI::App& app) {
   auto flags = std::make_shared<FloorFlags>();
   CLI::App* verb = app.add_subcommand("floor", "Measure how far correct computations are apart");
   verb->add_option("truth", flags->truth, "trace of the most exact one")->type_name("DIR")->required();
-  verb->add_option("variants", flags->variants, "traces of others that are right too")->type_name("DIR")->required();
+  verb->add_option("variants", flags->variants, "traces of others that are right too")
+      ->type_name("DIR")
+      ->required();
   verb->add_option("--policy", flags->policy, "precision/kv_type that they stand for")->capture_default_str();
   verb->add_option("-o,--out", flags->out, "file to write")->type_name("FILE")->required();
-  verb->footer("python -m lockstep.capture measures the floor of transformers by itself.\n"
-               "Example:\n  lockstep floor truth eager sdpa -o floor.json");
+  verb->footer(
+      "python -m lockstep.capture measures the floor of transformers by itself.\n"
+      "Example:\n  lockstep floor truth eager sdpa -o floor.json");
   verb->callback([flags] { run_floor(*flags); });
 }
 
@@ -267,16 +308,21 @@ void declare_check(CLI::App& app) {
   flags->model.kv_type = "f32";
   flags->model.declare(*verb);
   verb->add_option("--length", flags->length, "tokens of the random text")->capture_default_str();
-  verb->footer("Logits must be the same, bit for bit, for any number of threads, chunks, batch and reuse of the cache.\n"
-               "Exit status: 0 all held, 1 one is broken.\n"
-               "Example:\n  lockstep check -m model.gguf");
+  verb->footer(
+      "Logits must be the same, bit for bit, for any number of threads, chunks, batch and reuse of the "
+      "cache.\n"
+      "Exit status: 0 all held, 1 one is broken.\n"
+      "Example:\n  lockstep check -m model.gguf");
   verb->callback([flags] { run_check(*flags); });
 }
 
 void declare_selftest(CLI::App& app) {
   auto flags = std::make_shared<SelftestFlags>();
-  CLI::App* verb = app.add_subcommand("selftest", "Inject known faults and see whether each is found where it is");
-  verb->add_option("--data", flags->data, "where the committed traces are")->type_name("DIR")->capture_default_str();
+  CLI::App* verb =
+      app.add_subcommand("selftest", "Inject known faults and see whether each is found where it is");
+  verb->add_option("--data", flags->data, "where the committed traces are")
+      ->type_name("DIR")
+      ->capture_default_str();
   verb->add_flag("--json", flags->json, "print one JSON object");
   verb->callback([flags] { run_selftest(*flags); });
 }

@@ -18,8 +18,7 @@ static_assert(std::endian::native == std::endian::little, "files are read in pla
 
 class Cursor {
  public:
-  Cursor(std::span<const std::byte> bytes, std::string where)
-      : bytes_(bytes), where_(std::move(where)) {}
+  Cursor(std::span<const std::byte> bytes, std::string where) : bytes_(bytes), where_(std::move(where)) {}
 
   size_t offset() const { return offset_; }
   size_t remaining() const { return bytes_.size() - offset_; }

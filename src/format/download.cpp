@@ -40,7 +40,8 @@ Curl open_curl(const std::string& url, const Connection& connection) {
   curl_easy_setopt(handle, CURLOPT_LOW_SPEED_LIMIT, 1L);
   curl_easy_setopt(handle, CURLOPT_LOW_SPEED_TIME, kStallSeconds);
   curl_easy_setopt(handle, CURLOPT_USERAGENT, "lockstep");
-  if (!connection.certificates.empty()) curl_easy_setopt(handle, CURLOPT_CAINFO, connection.certificates.c_str());
+  if (!connection.certificates.empty())
+    curl_easy_setopt(handle, CURLOPT_CAINFO, connection.certificates.c_str());
   return curl;
 }
 
@@ -52,7 +53,8 @@ long http_status(CURL* curl) {
 
 [[noreturn]] void fail_transfer(CURL* curl, CURLcode code, const std::string& url, std::string_view advice) {
   if (code == CURLE_HTTP_RETURNED_ERROR) {
-    fail(ErrorCode::io, "[{}] fetch: expected the file, got HTTP status {}{}", url, http_status(curl), advice);
+    fail(ErrorCode::io, "[{}] fetch: expected the file, got HTTP status {}{}", url, http_status(curl),
+         advice);
   }
   fail(ErrorCode::io, "[{}] fetch: {}{}", url, curl_easy_strerror(code), advice);
 }
@@ -68,9 +70,9 @@ size_t append_document(char* data, size_t size, size_t count, void* into) {
 struct Part {
   CURL* curl = nullptr;
   int fd = -1;
-  int64_t size = 0;    // of the whole file
+  int64_t size = 0;  // of the whole file
   int64_t arrived = 0;
-  int reason = 0;      // errno of a failed write
+  int reason = 0;  // errno of a failed write
   bool first = true;
   const std::function<void(int64_t)>* progress = nullptr;
 
@@ -145,8 +147,8 @@ bool try_download(const std::string& url, const std::filesystem::path& path, Par
   const std::string_view advice =
       part.arrived > 0 ? "; what has arrived is kept, and running this again goes on from there" : "";
   if (code == CURLE_OK || code == CURLE_PARTIAL_FILE) {
-    fail(ErrorCode::io, "[{}] fetch: the connection was cut after {} of {} bytes{}", url, part.arrived, part.size,
-         advice);
+    fail(ErrorCode::io, "[{}] fetch: the connection was cut after {} of {} bytes{}", url, part.arrived,
+         part.size, advice);
   }
   fail_transfer(curl.get(), code, url, advice);
 }
@@ -163,7 +165,8 @@ Document fetch_document(const std::string& url, std::string_view accept, const C
   curl_easy_setopt(curl.get(), CURLOPT_ACCEPT_ENCODING, "");
   curl_easy_setopt(curl.get(), CURLOPT_WRITEFUNCTION, append_document);
   curl_easy_setopt(curl.get(), CURLOPT_WRITEDATA, &document.body);
-  if (const CURLcode code = curl_easy_perform(curl.get()); code != CURLE_OK) fail_transfer(curl.get(), code, url, "");
+  if (const CURLcode code = curl_easy_perform(curl.get()); code != CURLE_OK)
+    fail_transfer(curl.get(), code, url, "");
   const char* text = nullptr;
   curl_easy_getinfo(curl.get(), CURLINFO_CONTENT_TYPE, &text);
   document.media_type = text != nullptr ? text : "";
@@ -178,7 +181,7 @@ void download(const std::string& url, const std::filesystem::path& path, int64_t
   part.size = size;
   part.progress = &progress;
   part.fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  struct stat info {};
+  struct stat info{};
   if (part.fd < 0 || ::fstat(part.fd, &info) != 0) {
     fail(ErrorCode::io, "[{}] create: {}", path.string(), std::strerror(errno));
   }

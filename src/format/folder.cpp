@@ -36,7 +36,8 @@ std::vector<fs::path> weight_paths(const fs::path& folder) {
   if (!is_there(index)) {
     const fs::path single = folder / "model.safetensors";
     if (!is_there(single)) {
-      fail(ErrorCode::not_found, "[{}] weights: expected model.safetensors or model.safetensors.index.json, got neither",
+      fail(ErrorCode::not_found,
+           "[{}] weights: expected model.safetensors or model.safetensors.index.json, got neither",
            folder.string());
     }
     return {single};
@@ -44,7 +45,8 @@ std::vector<fs::path> weight_paths(const fs::path& folder) {
   std::set<std::string> names;
   const json table = parse_json(read_file(index), index.string());
   if (!table.is_object() || !table.contains("weight_map") || !table["weight_map"].is_object()) {
-    fail(ErrorCode::format, "[{}] weight_map: expected an object of tensors and their files, got none", index.string());
+    fail(ErrorCode::format, "[{}] weight_map: expected an object of tensors and their files, got none",
+         index.string());
   }
   for (const auto& [tensor, shard] : table["weight_map"].items()) {
     if (!shard.is_string()) {
@@ -61,7 +63,8 @@ std::vector<fs::path> weight_paths(const fs::path& folder) {
     }
     paths.push_back(folder / name);
     if (!is_there(paths.back())) {
-      fail(ErrorCode::not_found, "[{}] weight_map: expected the shard {}, got no such file", index.string(), name);
+      fail(ErrorCode::not_found, "[{}] weight_map: expected the shard {}, got no such file", index.string(),
+           name);
     }
   }
   return paths;
@@ -74,8 +77,10 @@ struct Quantisation {
 };
 
 Quantisation read_quantisation(const Config& config) {
-  if (const Config* other = config.object("quantization_config"); other != nullptr && other->has("quant_method")) {
-    fail(ErrorCode::unsupported, "[{}] quantization_config: expected mlx-lm's affine quantisation or none, got quant_method {}",
+  if (const Config* other = config.object("quantization_config");
+      other != nullptr && other->has("quant_method")) {
+    fail(ErrorCode::unsupported,
+         "[{}] quantization_config: expected mlx-lm's affine quantisation or none, got quant_method {}",
          config.where(), other->text("quant_method"));
   }
   const Config* mlx = config.object("quantization");
@@ -91,7 +96,8 @@ Quantisation read_quantisation(const Config& config) {
     fail(ErrorCode::unsupported, "[{}] quantization.mode: expected affine, got {}", config.where(), mode);
   }
   if (found.bits != 4 && found.bits != 8) {
-    fail(ErrorCode::unsupported, "[{}] quantization.bits: expected 4 or 8, got {}", config.where(), found.bits);
+    fail(ErrorCode::unsupported, "[{}] quantization.bits: expected 4 or 8, got {}", config.where(),
+         found.bits);
   }
   if (found.group_size != 32 && found.group_size != 64 && found.group_size != 128) {
     fail(ErrorCode::unsupported, "[{}] quantization.group_size: expected 32, 64 or 128, got {}",
@@ -118,9 +124,10 @@ StoredTensor join_mlx(const StoredTensor& codes, const StoredTensor* scales, con
          quantisation.group_size, joined.shape[-1]);
   }
   for (const StoredTensor* part : {scales, biases}) {
-    const bool fits = part != nullptr && part->shape == groups &&
-                      (part->dtype == DType::f16 || part->dtype == DType::bf16 || part->dtype == DType::f32) &&
-                      part->dtype == scales->dtype;
+    const bool fits =
+        part != nullptr && part->shape == groups &&
+        (part->dtype == DType::f16 || part->dtype == DType::bf16 || part->dtype == DType::f32) &&
+        part->dtype == scales->dtype;
     if (!fits) {
       fail(ErrorCode::format, "[{}] scales and biases: expected floats of shape {} beside the codes, got {}",
            codes.source, groups.str(), part == nullptr ? "none" : part->shape.str());
@@ -132,7 +139,8 @@ StoredTensor join_mlx(const StoredTensor& codes, const StoredTensor* scales, con
   return joined;
 }
 
-std::vector<StoredTensor> join_all_mlx(const std::vector<StoredTensor>& stored, const Quantisation& quantisation) {
+std::vector<StoredTensor> join_all_mlx(const std::vector<StoredTensor>& stored,
+                                       const Quantisation& quantisation) {
   std::map<std::string_view, const StoredTensor*> by_name;
   for (const StoredTensor& tensor : stored) by_name[tensor.name] = &tensor;
   const auto find = [&](const std::string& name) {
@@ -175,7 +183,8 @@ std::unique_ptr<Checkpoint::State> open_folder(const fs::path& path) {
   auto state = std::make_unique<Checkpoint::State>();
   const fs::path config_path = path / "config.json";
   if (!is_there(config_path)) {
-    fail(ErrorCode::not_found, "[{}] config.json: expected one in a model directory, got none", path.string());
+    fail(ErrorCode::not_found, "[{}] config.json: expected one in a model directory, got none",
+         path.string());
   }
   state->config.emplace(read_file(config_path), config_path.string());
   const Config& config = *state->config;

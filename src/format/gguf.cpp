@@ -12,7 +12,19 @@ namespace lockstep {
 namespace {
 
 enum class ValueType : uint32_t {
-  u8, i8, u16, i16, u32, i32, f32, boolean, string, array, u64, i64, f64,
+  u8,
+  i8,
+  u16,
+  i16,
+  u32,
+  i32,
+  f32,
+  boolean,
+  string,
+  array,
+  u64,
+  i64,
+  f64,
 };
 
 constexpr uint32_t kMagic = 0x46554747;  // "GGUF"
@@ -26,10 +38,17 @@ std::string_view read_string(Cursor& cursor, std::string_view what) {
 
 size_t scalar_bytes(ValueType type) {
   switch (type) {
-    case ValueType::u8: case ValueType::i8: case ValueType::boolean: return 1;
-    case ValueType::u16: case ValueType::i16: return 2;
-    case ValueType::u32: case ValueType::i32: case ValueType::f32: return 4;
-    case ValueType::u64: case ValueType::i64: case ValueType::f64: return 8;
+    case ValueType::u8:
+    case ValueType::i8:
+    case ValueType::boolean: return 1;
+    case ValueType::u16:
+    case ValueType::i16: return 2;
+    case ValueType::u32:
+    case ValueType::i32:
+    case ValueType::f32: return 4;
+    case ValueType::u64:
+    case ValueType::i64:
+    case ValueType::f64: return 8;
     default: return 0;
   }
 }
@@ -57,8 +76,8 @@ GgufValue read_array(Cursor& cursor, std::string_view key) {
   // The least that `count` elements can occupy must be there before anything is allocated.
   const size_t least = type == ValueType::string ? sizeof(uint64_t) : scalar_bytes(type);
   if (least == 0) {
-    fail(ErrorCode::format, "[{}] {}: expected an array of scalars or strings, got type {}",
-         cursor.here(), key, static_cast<uint32_t>(type));
+    fail(ErrorCode::format, "[{}] {}: expected an array of scalars or strings, got type {}", cursor.here(),
+         key, static_cast<uint32_t>(type));
   }
   if (count > cursor.remaining() / least) {
     fail(ErrorCode::format, "[{}] {}: expected an array that fits in the file, got {} elements",
@@ -84,12 +103,17 @@ GgufValue read_value(Cursor& cursor, std::string_view key) {
   switch (type) {
     case ValueType::string: return read_string(cursor, key);
     case ValueType::array: return read_array(cursor, key);
-    case ValueType::f32: case ValueType::f64: return read_real(cursor, type);
+    case ValueType::f32:
+    case ValueType::f64: return read_real(cursor, type);
     case ValueType::boolean: return cursor.read<uint8_t>(key) != 0;
     case ValueType::u64: return cursor.read<uint64_t>(key);
-    case ValueType::u8: case ValueType::i8: case ValueType::u16: case ValueType::i16:
-    case ValueType::u32: case ValueType::i32: case ValueType::i64:
-      return read_signed(cursor, type);
+    case ValueType::u8:
+    case ValueType::i8:
+    case ValueType::u16:
+    case ValueType::i16:
+    case ValueType::u32:
+    case ValueType::i32:
+    case ValueType::i64: return read_signed(cursor, type);
   }
   fail(ErrorCode::format, "[{}] {}: expected a value type of 0 to 12, got {}", cursor.here(), key,
        static_cast<uint32_t>(type));
@@ -128,8 +152,7 @@ GgufTensor read_tensor(Cursor& cursor) {
   tensor.name = read_string(cursor, "tensor name");
   const auto rank = cursor.read<uint32_t>("tensor rank");
   if (rank < 1 || rank > 4) {
-    fail(ErrorCode::format, "[{}] {}: expected 1 to 4 dimensions, got {}", cursor.here(),
-         tensor.name, rank);
+    fail(ErrorCode::format, "[{}] {}: expected 1 to 4 dimensions, got {}", cursor.here(), tensor.name, rank);
   }
   int64_t dims[4];
   uint64_t elements = 1;
@@ -146,8 +169,7 @@ GgufTensor read_tensor(Cursor& cursor) {
   tensor.dtype = read_dtype(cursor, tensor.name);
   if (tensor.shape[-1] % dtype_block(tensor.dtype) != 0) {
     fail(ErrorCode::format, "[{}] {}: expected rows in whole blocks of {} ({}), got {} elements",
-         cursor.here(), tensor.name, dtype_block(tensor.dtype), dtype_name(tensor.dtype),
-         tensor.shape[-1]);
+         cursor.here(), tensor.name, dtype_block(tensor.dtype), dtype_name(tensor.dtype), tensor.shape[-1]);
   }
   tensor.offset = cursor.read<uint64_t>("tensor offset");
   return tensor;
@@ -156,13 +178,12 @@ GgufTensor read_tensor(Cursor& cursor) {
 void check_overlap(const std::vector<GgufTensor>& tensors, const std::string& where) {
   std::vector<const GgufTensor*> order;
   for (const auto& tensor : tensors) order.push_back(&tensor);
-  std::sort(order.begin(), order.end(),
-            [](auto* a, auto* b) { return a->offset < b->offset; });
+  std::sort(order.begin(), order.end(), [](auto* a, auto* b) { return a->offset < b->offset; });
   for (size_t i = 1; i < order.size(); ++i) {
     const GgufTensor& before = *order[i - 1];
     if (before.offset + before.data.size() > order[i]->offset) {
-      fail(ErrorCode::format, "[{}: byte {}] {}: expected data after that of {}, got an overlap",
-           where, order[i]->offset, order[i]->name, before.name);
+      fail(ErrorCode::format, "[{}: byte {}] {}: expected data after that of {}, got an overlap", where,
+           order[i]->offset, order[i]->name, before.name);
     }
   }
 }
@@ -191,8 +212,7 @@ Gguf::Gguf(std::span<const std::byte> bytes, const std::string& where) : where_(
   for (uint64_t i = 0; i < value_count; ++i) {
     const auto key = read_string(cursor, "metadata key");
     if (!metadata_.emplace(key, read_value(cursor, key)).second) {
-      fail(ErrorCode::format, "[{}] metadata: expected each key once, got {} again", cursor.here(),
-           key);
+      fail(ErrorCode::format, "[{}] metadata: expected each key once, got {} again", cursor.here(), key);
     }
   }
   // A table entry takes at least 32 bytes.
@@ -204,8 +224,8 @@ Gguf::Gguf(std::span<const std::byte> bytes, const std::string& where) : where_(
   for (uint64_t i = 0; i < tensor_count; ++i) {
     tensors_.push_back(read_tensor(cursor));
     if (!names.insert(tensors_.back().name).second) {
-      fail(ErrorCode::format, "[{}] tensor table: expected each name once, got {} again",
-           cursor.here(), tensors_.back().name);
+      fail(ErrorCode::format, "[{}] tensor table: expected each name once, got {} again", cursor.here(),
+           tensors_.back().name);
     }
   }
 

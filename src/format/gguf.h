@@ -17,9 +17,8 @@
 namespace lockstep {
 
 /// Arrays keep their elements; strings point into the file.
-using GgufValue = std::variant<int64_t, uint64_t, double, bool, std::string_view,
-                               std::vector<int64_t>, std::vector<double>,
-                               std::vector<std::string_view>>;
+using GgufValue = std::variant<int64_t, uint64_t, double, bool, std::string_view, std::vector<int64_t>,
+                               std::vector<double>, std::vector<std::string_view>>;
 
 struct GgufTensor {
   std::string_view name;

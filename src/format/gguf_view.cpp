@@ -188,7 +188,8 @@ std::string gguf_config(const Gguf& gguf, const std::string& architecture, const
   if (type != "none") {
     config["rope_scaling"] = scaling;
   } else if (scaling.contains("factor") && scaling["factor"] != 1.0) {
-    fail(ErrorCode::unsupported, "[{}] rope.scaling.type: expected a type beside the factor, got none", where);
+    fail(ErrorCode::unsupported, "[{}] rope.scaling.type: expected a type beside the factor, got none",
+         where);
   }
   add_what_tensors_tell(gguf, conversion_of(architecture), config);
   // A value head of another size than the key head, or a partial rotation, is another architecture.
@@ -230,8 +231,8 @@ std::vector<StoredTensor> gguf_tensors(const Gguf& gguf, const std::string& arch
       const int64_t count = query ? heads : kv_heads;
       // The permutation works on whole pairs of rows within a head.
       if (count < 1 || tensor.shape[0] % count != 0 || tensor.shape[0] / count % 2 != 0) {
-        fail(ErrorCode::format, "[{}] shape: expected rows for {} heads of even size, got {}",
-             tensor.source, count, tensor.shape.str());
+        fail(ErrorCode::format, "[{}] shape: expected rows for {} heads of even size, got {}", tensor.source,
+             count, tensor.shape.str());
       }
       tensor.interleaved_heads = count;
     }

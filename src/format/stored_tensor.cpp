@@ -19,9 +19,7 @@ int64_t StoredTensor::stored_row(int64_t row) const {
   return row - within + 2 * (within % half) + within / half;
 }
 
-int64_t StoredTensor::row_bytes() const {
-  return columns() / dtype_block(dtype) * dtype_block_bytes(dtype);
-}
+int64_t StoredTensor::row_bytes() const { return columns() / dtype_block(dtype) * dtype_block_bytes(dtype); }
 
 int64_t StoredTensor::stored_bytes() const {
   return rows() * row_bytes() + static_cast<int64_t>(scales.size() + biases.size());
@@ -46,7 +44,8 @@ StoredTensor StoredTensor::slice(int64_t index) const {
 StoredTensor StoredTensor::row_range(int64_t first, int64_t count) const {
   StoredTensor part = *this;
   part.shape = {count, shape[1]};
-  part.data = data.subspan(static_cast<size_t>(first * row_bytes()), static_cast<size_t>(count * row_bytes()));
+  part.data =
+      data.subspan(static_cast<size_t>(first * row_bytes()), static_cast<size_t>(count * row_bytes()));
   return part;
 }
 

@@ -35,7 +35,7 @@ int write_parts(int fd, std::span<const std::span<const std::byte>> parts) {
 
 void write_file(const std::filesystem::path& path, std::span<const std::span<const std::byte>> parts) {
   if (path.empty()) fail(ErrorCode::invalid_argument, "[output] path: expected a file name, got none");
-  struct stat info {};
+  struct stat info{};
   // A device or a pipe (/dev/stdout) has no place beside it, and nothing to replace.
   const bool in_place = ::stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode);
   std::string name = path.string();

@@ -47,12 +47,14 @@ size_t find_end(std::span<const std::byte> archive, const std::string& name) {
   for (size_t at = archive.size(); at >= lowest + kEndSize; --at) {
     if (number<uint32_t>(archive, at - kEndSize) == kEndSignature) return at - kEndSize;
   }
-  fail(ErrorCode::format, "[{}] zip: expected an end record, got none; the file is cut or no zip archive", name);
+  fail(ErrorCode::format, "[{}] zip: expected an end record, got none; the file is cut or no zip archive",
+       name);
 }
 
 }  // namespace
 
-ZipMember find_zip_member(std::span<const std::byte> archive, std::string_view member, const std::string& name) {
+ZipMember find_zip_member(std::span<const std::byte> archive, std::string_view member,
+                          const std::string& name) {
   const size_t end = find_end(archive, name);
   const auto entries = number<uint16_t>(archive, end + 10);
   uint64_t at = number<uint32_t>(archive, end + 16);
@@ -73,13 +75,15 @@ ZipMember find_zip_member(std::span<const std::byte> archive, std::string_view m
     constexpr uint32_t kZip64 = 0xffffffff;
     if ((number<uint16_t>(entry, 8) & kEncrypted) != 0 || (method != kStored && method != kDeflated) ||
         stored == kZip64 || size == kZip64 || offset == kZip64) {
-      fail(ErrorCode::format, "[{}] zip member {}: expected it stored or deflated, got another form", name, member);
+      fail(ErrorCode::format, "[{}] zip member {}: expected it stored or deflated, got another form", name,
+           member);
     }
     const auto local = piece(archive, offset, kLocalSize, name);
     if (number<uint32_t>(local, 0) != kLocalSignature) {
       fail(ErrorCode::format, "[{}@{}] zip: expected a local header, got other bytes", name, offset);
     }
-    const uint64_t start = uint64_t{offset} + kLocalSize + number<uint16_t>(local, 26) + number<uint16_t>(local, 28);
+    const uint64_t start =
+        uint64_t{offset} + kLocalSize + number<uint16_t>(local, 26) + number<uint16_t>(local, 28);
     if (method == kStored && stored != size) {
       fail(ErrorCode::format, "[{}] zip member {}: expected {} bytes, got {}", name, member, size, stored);
     }

@@ -19,7 +19,8 @@ struct ZipMember {
 
 /// Finds `member`. `name` is the archive's, for messages. Error `format` for what is no zip archive, one
 /// that is cut, encrypted or in a newer form (zip64), and for a member that is not there.
-ZipMember find_zip_member(std::span<const std::byte> archive, std::string_view member, const std::string& name);
+ZipMember find_zip_member(std::span<const std::byte> archive, std::string_view member,
+                          const std::string& name);
 
 /// Hands the member's bytes to `sink` piece by piece, never more than `member.size` in all. Error `format`
 /// if the stored bytes are damaged or inflate to another size.

@@ -77,7 +77,8 @@ void check(const Model& model, const BenchOptions& options) {
   require(options.decode >= 1, "decode", options.decode);
   require(options.streams >= 1, "streams", options.streams);
   require(options.repeat >= 1, "repeat", options.repeat);
-  if (options.depth < 0) fail(ErrorCode::invalid_argument, "[bench] depth: expected 0 or more, got {}", options.depth);
+  if (options.depth < 0)
+    fail(ErrorCode::invalid_argument, "[bench] depth: expected 0 or more, got {}", options.depth);
   const int64_t context = options.session.context > 0 ? options.session.context : model.info().context;
   const int64_t needed = options.depth + std::max(options.prefill, options.decode);
   if (needed > context) {
@@ -140,8 +141,8 @@ BenchResult run_bench(const std::shared_ptr<const Model>& model, const BenchOpti
   result.token_bytes = model->info().token_bytes + cache_bytes;
   // A pass reads the weights once for all its streams.
   const double passes = result.decode_tps.median / static_cast<double>(options.streams);
-  result.decode_gbs = passes * 1e-9 *
-                      static_cast<double>(model->info().token_bytes + cache_bytes * options.streams);
+  result.decode_gbs =
+      passes * 1e-9 * static_cast<double>(model->info().token_bytes + cache_bytes * options.streams);
   const double operations = 2.0 * (static_cast<double>(model->info().row_weights * options.prefill) +
                                    static_cast<double>(model->info().head_weights));
   result.prefill_gops = operations * result.prefill_tps.median / static_cast<double>(options.prefill) * 1e-9;

@@ -53,8 +53,7 @@ class TextStream {
 
 }  // namespace
 
-Generation generate(Session& session, std::span<const int32_t> prompt,
-                    const GenerateOptions& options,
+Generation generate(Session& session, std::span<const int32_t> prompt, const GenerateOptions& options,
                     const std::function<bool(std::string_view)>& on_text) {
   const Sampler sampler(options.sampling);
   const std::vector<int32_t>& ends = session.model().end_ids();
@@ -62,10 +61,10 @@ Generation generate(Session& session, std::span<const int32_t> prompt,
   result.finish_reason = "length";
   TextStream stream(session.model().tokenizer(), options, on_text, result.text);
   const auto start = Clock::now();
-  const auto past = std::mismatch(session.tokens().begin(), session.tokens().end(), prompt.begin(),
-                                  prompt.end());
-  result.timings.reused = std::min<int64_t>(past.first - session.tokens().begin(),
-                                            static_cast<int64_t>(prompt.size()) - 1);
+  const auto past =
+      std::mismatch(session.tokens().begin(), session.tokens().end(), prompt.begin(), prompt.end());
+  result.timings.reused =
+      std::min<int64_t>(past.first - session.tokens().begin(), static_cast<int64_t>(prompt.size()) - 1);
   Taps taps(options.observer);
   Tensor logits = session.sync(prompt, taps);
   result.timings.ttft_ms = seconds_since(start) * 1e3;

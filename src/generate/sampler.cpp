@@ -71,13 +71,13 @@ Sampler::Sampler(const SamplingOptions& options) : options_(options) {
       fail(ErrorCode::invalid_argument, "[sampling] {}: expected {}, got {}", name, range, value);
     }
   };
-  check(options.temperature >= 0 && std::isfinite(options.temperature), "temperature",
-        "0 or more", options.temperature);
+  check(options.temperature >= 0 && std::isfinite(options.temperature), "temperature", "0 or more",
+        options.temperature);
   check(options.top_k >= 0, "top_k", "0 (all) or more", static_cast<double>(options.top_k));
   check(options.top_p > 0 && options.top_p <= 1, "top_p", "more than 0, at most 1", options.top_p);
   check(options.min_p >= 0 && options.min_p <= 1, "min_p", "0 to 1", options.min_p);
-  check(options.repeat_penalty > 0 && std::isfinite(options.repeat_penalty), "repeat_penalty",
-        "more than 0", options.repeat_penalty);
+  check(options.repeat_penalty > 0 && std::isfinite(options.repeat_penalty), "repeat_penalty", "more than 0",
+        options.repeat_penalty);
 }
 
 int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> context,
@@ -126,16 +126,13 @@ Logprobs logprobs(std::span<const float> logits, int32_t chosen, int64_t count) 
   double total = 0;
   for (float logit : logits) total += std::exp(static_cast<double>(logit) - peak);
   const double log_total = std::log(total) + peak;
-  const auto of = [&](int32_t id) {
-    return TokenLogprob{id, static_cast<float>(logits[id] - log_total)};
-  };
+  const auto of = [&](int32_t id) { return TokenLogprob{id, static_cast<float>(logits[id] - log_total)}; };
   std::vector<int32_t> order(logits.size());
   std::iota(order.begin(), order.end(), 0);
   const auto kept = std::min<size_t>(static_cast<size_t>(count), order.size());
-  std::partial_sort(order.begin(), order.begin() + static_cast<ptrdiff_t>(kept), order.end(),
-                    [&](int32_t a, int32_t b) {
-                      return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
-                    });
+  std::partial_sort(
+      order.begin(), order.begin() + static_cast<ptrdiff_t>(kept), order.end(),
+      [&](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; });
   Logprobs result{of(chosen), {}};
   for (size_t i = 0; i < kept; ++i) result.top.push_back(of(order[i]));
   return result;

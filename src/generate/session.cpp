@@ -91,8 +91,7 @@ Tensor Session::sync(std::span<const int32_t> ids, Taps& taps) {
   const auto common = std::mismatch(tokens_.begin(), tokens_.end(), ids.begin(), ids.end()).first;
   // The last token is always computed: its logits are what the caller wants.
   rewind(std::min<int64_t>(common - tokens_.begin(), static_cast<int64_t>(ids.size()) - 1));
-  return run(ids.subspan(static_cast<size_t>(length())), false, taps)
-      .reshaped({model_->info().vocab});
+  return run(ids.subspan(static_cast<size_t>(length())), false, taps).reshaped({model_->info().vocab});
 }
 
 Tensor Session::sync(std::span<const int32_t> ids) {
@@ -146,17 +145,20 @@ std::vector<Tensor> append_together(std::span<Session* const> sessions,
 std::vector<Tensor> append_together(std::span<Session* const> sessions,
                                     std::span<const std::span<const int32_t>> ids, Taps& taps) {
   if (sessions.empty() || sessions.size() != ids.size()) {
-    fail(ErrorCode::invalid_argument, "[session] append_together: expected tokens for each of {} sessions, got {}",
-         sessions.size(), ids.size());
+    fail(ErrorCode::invalid_argument,
+         "[session] append_together: expected tokens for each of {} sessions, got {}", sessions.size(),
+         ids.size());
   }
   Batch batch;
   for (size_t i = 0; i < sessions.size(); ++i) {
     if (sessions[i]->model_ != sessions[0]->model_) {
-      fail(ErrorCode::invalid_argument, "[session] append_together: expected sessions of one model, got another in place {}", i);
+      fail(ErrorCode::invalid_argument,
+           "[session] append_together: expected sessions of one model, got another in place {}", i);
     }
     if (std::find(sessions.begin(), sessions.begin() + static_cast<ptrdiff_t>(i), sessions[i]) !=
         sessions.begin() + static_cast<ptrdiff_t>(i)) {
-      fail(ErrorCode::invalid_argument, "[session] append_together: expected each session once, got place {} again", i);
+      fail(ErrorCode::invalid_argument,
+           "[session] append_together: expected each session once, got place {} again", i);
     }
     sessions[i]->check(ids[i]);
     sessions[i]->keep_room(static_cast<int64_t>(ids[i].size()));

@@ -17,14 +17,20 @@ namespace lockstep::kernels {
 namespace {
 
 constexpr std::string_view kName = "avx2";
-constexpr int kRowTile = 4;        // rows of activations that share an unpacked weight, f32
-constexpr int kRowTileFixed = 2;   // the same in fixed point, where a row needs two sums
-constexpr int kPeakSums = 5;       // of two registers each
+constexpr int kRowTile = 4;       // rows of activations that share an unpacked weight, f32
+constexpr int kRowTileFixed = 2;  // the same in fixed point, where a row needs two sums
+constexpr int kPeakSums = 5;      // of two registers each
 
 // 16 floats, 16 int32, 64 bytes.
-struct F { __m256 a, b; };
-struct I { __m256i a, b; };
-struct B { __m256i a, b; };
+struct F {
+  __m256 a, b;
+};
+struct I {
+  __m256i a, b;
+};
+struct B {
+  __m256i a, b;
+};
 
 inline F set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 inline F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
@@ -37,9 +43,7 @@ inline F operator+(F x, F y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.
 inline F operator-(F x, F y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
 inline F operator*(F x, F y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
 inline F operator/(F x, F y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
-inline F fma(F x, F y, F z) {
-  return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
-}
+inline F fma(F x, F y, F z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
 // A NaN in y comes through both.
 inline F max(F x, F y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
 inline F min(F x, F y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
@@ -157,8 +161,7 @@ inline I shift_left(I x, int n) { return {_mm256_slli_epi32(x.a, n), _mm256_slli
 }  // namespace
 
 bool avx2_runs_here() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
 constinit const Table kAvx2 = make_table();
 

@@ -22,9 +22,15 @@ constexpr int kRowTileFixed = 4;  // the same in fixed point, where a row needs 
 constexpr int kPeakSums = 10;     // five cycles, two a cycle
 
 // 16 floats, 16 int32, 64 bytes.
-struct F { __m512 v; };
-struct I { __m512i v; };
-struct B { __m512i v; };
+struct F {
+  __m512 v;
+};
+struct I {
+  __m512i v;
+};
+struct B {
+  __m512i v;
+};
 
 inline F set1(float x) { return {_mm512_set1_ps(x)}; }
 inline F zero() { return {_mm512_setzero_ps()}; }
@@ -55,9 +61,7 @@ inline F select_range(int first, int last, F x, F y) {
   return {_mm512_mask_blend_ps(not_before & before_last, y.v, x.v)};
 }
 inline __m256 low_half(F x) { return _mm512_castps512_ps256(x.v); }
-inline __m256 high_half(F x) {
-  return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x.v), 1));
-}
+inline __m256 high_half(F x) { return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x.v), 1)); }
 // 8 + 8, 4 + 4, 2 + 2, 1 + 1: the tree that every ISA follows.
 inline float sum(F x) {
   const __m256 eight = _mm256_add_ps(low_half(x), high_half(x));

@@ -18,11 +18,11 @@ namespace lockstep::kernels {
 /// x[t, k] ~ scale[t, k / 32] * (256 * high[t, k] + low[t, k]), |256 * high + low| <= 32639.
 /// Blocks are padded with zeros up to a multiple of 32 columns.
 struct Fixed16 {
-  int64_t blocks = 0;             // of 32 columns, per row
-  const int8_t* high = nullptr;   // [T, blocks * 32]
-  const int8_t* low = nullptr;    // [T, blocks * 32]
-  const float* scale = nullptr;   // [T, blocks]
-  const int32_t* sum = nullptr;   // [T, blocks, 2]: sums of the values over each half block of 16
+  int64_t blocks = 0;            // of 32 columns, per row
+  const int8_t* high = nullptr;  // [T, blocks * 32]
+  const int8_t* low = nullptr;   // [T, blocks * 32]
+  const float* scale = nullptr;  // [T, blocks]
+  const int32_t* sum = nullptr;  // [T, blocks, 2]: sums of the values over each half block of 16
 };
 
 /// One product y[t, n] = sum_k x[t, k] * W[n, k] over panels of 16 rows of W.
@@ -61,8 +61,7 @@ struct Table {
   /// ascending k, f32 across blocks. Only for integer panel formats.
   void (*linear_fixed16)(const LinearArgs& args, int64_t begin, int64_t end);
   /// Rounds one row of `columns` values to Fixed16 (row 0 of the given arrays).
-  void (*to_fixed16)(const float* x, int64_t columns, int8_t* high, int8_t* low, float* scale,
-                     int32_t* sum);
+  void (*to_fixed16)(const float* x, int64_t columns, int8_t* high, int8_t* low, float* scale, int32_t* sum);
   /// y = x / sqrt(mean(x^2) + eps) * weight; weight may be null. The mean sums 16 lanes.
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* y);
   /// Rotates pairs (x[i], x[i + half]) by the angle whose cosine and sine are given, in place.

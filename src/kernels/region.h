@@ -12,7 +12,6 @@
   LOCKSTEP_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
 #define LOCKSTEP_TARGET_END LOCKSTEP_PRAGMA(clang attribute pop)
 #else
-#define LOCKSTEP_TARGET_BEGIN(isa) \
-  LOCKSTEP_PRAGMA(GCC push_options) LOCKSTEP_PRAGMA(GCC target(isa))
+#define LOCKSTEP_TARGET_BEGIN(isa) LOCKSTEP_PRAGMA(GCC push_options) LOCKSTEP_PRAGMA(GCC target(isa))
 #define LOCKSTEP_TARGET_END LOCKSTEP_PRAGMA(GCC pop_options)
 #endif

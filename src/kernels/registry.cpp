@@ -27,8 +27,8 @@ const Table& select(std::string_view isa) {
     if (table->isa == isa) return *table;
     names += (names.empty() ? "" : ", ") + std::string(table->isa);
   }
-  fail(ErrorCode::invalid_argument, "[isa] name: expected one that this processor runs ({}), got {}",
-       names, isa);
+  fail(ErrorCode::invalid_argument, "[isa] name: expected one that this processor runs ({}), got {}", names,
+       isa);
 }
 
 }  // namespace lockstep::kernels

@@ -18,9 +18,15 @@ constexpr int kRowTileFixed = 2;
 constexpr int kPeakSums = 2;
 
 // 16 floats, 16 int32, 64 bytes.
-struct F { float v[16]; };
-struct I { int32_t v[16]; };
-struct B { uint8_t v[64]; };
+struct F {
+  float v[16];
+};
+struct I {
+  int32_t v[16];
+};
+struct B {
+  uint8_t v[64];
+};
 
 template <typename Result = F, typename Function>
 inline Result lanes(Function function) {
@@ -29,20 +35,40 @@ inline Result lanes(Function function) {
   return result;
 }
 
-inline F set1(float x) { return lanes([&](int) { return x; }); }
+inline F set1(float x) {
+  return lanes([&](int) { return x; });
+}
 inline F zero() { return set1(0); }
-inline F load(const float* p) { return lanes([&](int i) { return p[i]; }); }
+inline F load(const float* p) {
+  return lanes([&](int i) { return p[i]; });
+}
 inline void store(float* p, F x) { std::copy_n(x.v, 16, p); }
-inline F operator+(F x, F y) { return lanes([&](int i) { return x.v[i] + y.v[i]; }); }
-inline F operator-(F x, F y) { return lanes([&](int i) { return x.v[i] - y.v[i]; }); }
-inline F operator*(F x, F y) { return lanes([&](int i) { return x.v[i] * y.v[i]; }); }
-inline F operator/(F x, F y) { return lanes([&](int i) { return x.v[i] / y.v[i]; }); }
+inline F operator+(F x, F y) {
+  return lanes([&](int i) { return x.v[i] + y.v[i]; });
+}
+inline F operator-(F x, F y) {
+  return lanes([&](int i) { return x.v[i] - y.v[i]; });
+}
+inline F operator*(F x, F y) {
+  return lanes([&](int i) { return x.v[i] * y.v[i]; });
+}
+inline F operator/(F x, F y) {
+  return lanes([&](int i) { return x.v[i] / y.v[i]; });
+}
 // Not fused: the base instruction set has no such operation, and emulating it is slow.
-inline F fma(F x, F y, F z) { return lanes([&](int i) { return x.v[i] * y.v[i] + z.v[i]; }); }
+inline F fma(F x, F y, F z) {
+  return lanes([&](int i) { return x.v[i] * y.v[i] + z.v[i]; });
+}
 // A NaN in y comes through both.
-inline F max(F x, F y) { return lanes([&](int i) { return x.v[i] > y.v[i] ? x.v[i] : y.v[i]; }); }
-inline F min(F x, F y) { return lanes([&](int i) { return x.v[i] < y.v[i] ? x.v[i] : y.v[i]; }); }
-inline F abs(F x) { return lanes([&](int i) { return std::fabs(x.v[i]); }); }
+inline F max(F x, F y) {
+  return lanes([&](int i) { return x.v[i] > y.v[i] ? x.v[i] : y.v[i]; });
+}
+inline F min(F x, F y) {
+  return lanes([&](int i) { return x.v[i] < y.v[i] ? x.v[i] : y.v[i]; });
+}
+inline F abs(F x) {
+  return lanes([&](int i) { return std::fabs(x.v[i]); });
+}
 // Of what is NaN or too large: the value that x86's conversion gives.
 inline I round_to_int(F x) {
   return lanes<I>([&](int i) {
@@ -52,7 +78,9 @@ inline I round_to_int(F x) {
   });
 }
 inline void store_int(int32_t* p, I x) { std::copy_n(x.v, 16, p); }
-inline F to_float(I x) { return lanes([&](int i) { return static_cast<float>(x.v[i]); }); }
+inline F to_float(I x) {
+  return lanes([&](int i) { return static_cast<float>(x.v[i]); });
+}
 // x * 2^n for n in [-126, 127].
 inline F scale_by_power(F x, I n) {
   return lanes([&](int i) {
@@ -127,7 +155,9 @@ inline F quad_column(B x, int i) {
 constexpr bool kSplitBytes = false;
 constexpr int dot_run(int) { return 8; }
 using Dot = I;
-inline I int_zero() { return lanes<I>([](int) { return 0; }); }
+inline I int_zero() {
+  return lanes<I>([](int) { return 0; });
+}
 inline Dot dot_zero() { return int_zero(); }
 inline Dot dot(Dot sum, B codes, const int8_t* x) {
   for (int lane = 0; lane < 16; ++lane) {
@@ -136,12 +166,20 @@ inline Dot dot(Dot sum, B codes, const int8_t* x) {
   return sum;
 }
 inline I dot_sum(Dot sum) { return sum; }
-inline I set1_int(int32_t x) { return lanes<I>([&](int) { return x; }); }
+inline I set1_int(int32_t x) {
+  return lanes<I>([&](int) { return x; });
+}
 // Sums wrap, as those of the vector instructions do.
 inline uint32_t bits(int32_t x) { return static_cast<uint32_t>(x); }
-inline I operator+(I x, I y) { return lanes<I>([&](int i) { return static_cast<int32_t>(bits(x.v[i]) + bits(y.v[i])); }); }
-inline I operator-(I x, I y) { return lanes<I>([&](int i) { return static_cast<int32_t>(bits(x.v[i]) - bits(y.v[i])); }); }
-inline I shift_left(I x, int n) { return lanes<I>([&](int i) { return static_cast<int32_t>(bits(x.v[i]) << n); }); }
+inline I operator+(I x, I y) {
+  return lanes<I>([&](int i) { return static_cast<int32_t>(bits(x.v[i]) + bits(y.v[i])); });
+}
+inline I operator-(I x, I y) {
+  return lanes<I>([&](int i) { return static_cast<int32_t>(bits(x.v[i]) - bits(y.v[i])); });
+}
+inline I shift_left(I x, int n) {
+  return lanes<I>([&](int i) { return static_cast<int32_t>(bits(x.v[i]) << n); });
+}
 
 #include "kernels/generic/all.h"
 

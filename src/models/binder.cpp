@@ -7,8 +7,7 @@
 
 namespace lockstep {
 
-Binder::Binder(const Checkpoint& checkpoint, const nn::Runtime& runtime,
-               std::function<void(double)> progress)
+Binder::Binder(const Checkpoint& checkpoint, const nn::Runtime& runtime, std::function<void(double)> progress)
     : checkpoint_(checkpoint), runtime_(runtime), progress_(std::move(progress)) {
   for (const StoredTensor& tensor : checkpoint.tensors()) total_bytes_ += tensor.stored_bytes();
 }
@@ -65,9 +64,9 @@ std::vector<float> Binder::vector(const std::string& name, int64_t n) {
   return values;
 }
 
-std::shared_ptr<const quant::PackedWeight> Binder::experts(
-    const std::string& stacked, const std::function<std::string(int64_t)>& each, int64_t count,
-    int64_t out, int64_t in) {
+std::shared_ptr<const quant::PackedWeight> Binder::experts(const std::string& stacked,
+                                                           const std::function<std::string(int64_t)>& each,
+                                                           int64_t count, int64_t out, int64_t in) {
   std::vector<StoredTensor> tensors;
   if (has(stacked + ".weight")) {
     const StoredTensor& all = take(stacked + ".weight", {count, out, in}, expert_share_);
@@ -81,9 +80,8 @@ std::shared_ptr<const quant::PackedWeight> Binder::experts(
   return pack(tensors);
 }
 
-std::shared_ptr<const quant::PackedWeight> Binder::expert_rows(const std::string& name,
-                                                               const Shape& shape, int64_t first,
-                                                               int64_t rows) {
+std::shared_ptr<const quant::PackedWeight> Binder::expert_rows(const std::string& name, const Shape& shape,
+                                                               int64_t first, int64_t rows) {
   const StoredTensor& all = take(name, shape, expert_share_);
   std::vector<StoredTensor> tensors;
   for (int64_t e = 0; e < shape[0]; ++e) tensors.push_back(all.slice(e).row_range(first, rows));

@@ -19,8 +19,7 @@ namespace lockstep {
 class Binder {
  public:
   /// `progress` is called with the share of stored bytes bound so far.
-  Binder(const Checkpoint& checkpoint, const nn::Runtime& runtime,
-         std::function<void(double)> progress);
+  Binder(const Checkpoint& checkpoint, const nn::Runtime& runtime, std::function<void(double)> progress);
 
   const Config& config() const { return checkpoint_.config(); }
   const nn::Runtime& runtime() const { return runtime_; }
@@ -38,9 +37,9 @@ class Binder {
   }
   /// The experts of one projection: stacked (`stacked`.weight [E, out, in]) or one by one
   /// (`each(e)`.weight [out, in]), whichever the checkpoint holds.
-  std::shared_ptr<const quant::PackedWeight> experts(
-      const std::string& stacked, const std::function<std::string(int64_t)>& each, int64_t count,
-      int64_t out, int64_t in);
+  std::shared_ptr<const quant::PackedWeight> experts(const std::string& stacked,
+                                                     const std::function<std::string(int64_t)>& each,
+                                                     int64_t count, int64_t out, int64_t in);
   /// Rows [first, first + rows) of every expert of the stacked tensor `name` [E, out, in].
   std::shared_ptr<const quant::PackedWeight> expert_rows(const std::string& name, const Shape& shape,
                                                          int64_t first, int64_t rows);

@@ -81,8 +81,7 @@ Llama::Llama(Binder& binder, const Defaults& defaults)
 }
 
 // One layer. x: [T, hidden], the residual stream, updated in place.
-void Llama::layer(int index, Tensor& x, const Batch& batch, const nn::RotaryTable& rotary,
-                  Taps& tap) const {
+void Llama::layer(int index, Tensor& x, const Batch& batch, const nn::RotaryTable& rotary, Taps& tap) const {
   const Layer& w = layers_[index];
   Tensor h = tap(index, Site::attn_norm, nn::rms_norm(x, w.attn_norm, sizes_.eps, runtime_));
   auto [q, k, v] = nn::qkv(h, w.attn.q, w.attn.k, w.attn.v, sizes_.head_dim);

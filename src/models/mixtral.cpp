@@ -33,7 +33,7 @@ class Mixtral : public Architecture {
     std::vector<float> attn_norm;  // [hidden]
     AttentionWeights attn;
     std::vector<float> ffn_norm;  // [hidden]
-    nn::Linear router;  // [E, hidden]
+    nn::Linear router;            // [E, hidden]
     nn::SwitchGLU experts;
   };
 
@@ -64,8 +64,7 @@ Mixtral::Mixtral(Binder& binder)
   const Config& config = binder.config();
   require_silu(config);
   if (experts_ < 1 || experts_ > 4096 || experts_per_token_ < 1 || experts_per_token_ > experts_) {
-    fail(ErrorCode::format,
-         "[{}] num_experts_per_tok: expected 1 to the {} experts (at most 4096), got {}",
+    fail(ErrorCode::format, "[{}] num_experts_per_tok: expected 1 to the {} experts (at most 4096), got {}",
          config.where(), experts_, experts_per_token_);
   }
   binder.use_experts(experts_per_token_, experts_);
@@ -111,7 +110,7 @@ void Mixtral::bind_experts(Binder& binder, const std::string& layer, Layer& w) c
 
 // One layer. x: [T, hidden], the residual stream, updated in place.
 void Mixtral::layer(int index, Tensor& x, const Batch& batch, const nn::RotaryTable& rotary,
-                  Taps& tap) const {
+                    Taps& tap) const {
   const Layer& w = layers_[index];
   Tensor h = tap(index, Site::attn_norm, nn::rms_norm(x, w.attn_norm, sizes_.eps, runtime_));
   auto [q, k, v] = nn::qkv(h, w.attn.q, w.attn.k, w.attn.v, sizes_.head_dim);

@@ -24,9 +24,7 @@ struct Model::State {
   std::vector<int32_t> end_ids;
 };
 
-std::string_view precision_name(Precision precision) {
-  return precision == Precision::f32 ? "f32" : "exact";
-}
+std::string_view precision_name(Precision precision) { return precision == Precision::f32 ? "f32" : "exact"; }
 
 Precision parse_precision(std::string_view name) {
   if (name == "f32") return Precision::f32;
@@ -60,14 +58,14 @@ ModelInfo describe(const Checkpoint& checkpoint, const Binder& binder) {
 Model::Model(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Model::~Model() = default;
 
-std::shared_ptr<const Model> Model::load(const std::filesystem::path& path,
-                                         const ModelOptions& options) {
+std::shared_ptr<const Model> Model::load(const std::filesystem::path& path, const ModelOptions& options) {
   Checkpoint checkpoint = Checkpoint::open(path);
   if (!options.config_patch.empty()) checkpoint.patch_config(options.config_patch);
   const ArchitectureEntry* entry = find_architecture(checkpoint.architecture());
   if (entry == nullptr) {
     std::string names;
-    for (std::string_view name : architecture_names()) names += (names.empty() ? "" : ", ") + std::string(name);
+    for (std::string_view name : architecture_names())
+      names += (names.empty() ? "" : ", ") + std::string(name);
     fail(ErrorCode::unsupported, "[{}] architecture: expected one of {}, got {}", path.string(), names,
          checkpoint.architecture());
   }
@@ -97,7 +95,8 @@ int Model::threads() const { return state_->pool->threads(); }
 
 const Tokenizer& Model::tokenizer() const {
   if (!state_->tokenizer) {
-    fail(ErrorCode::not_found, "[tokenizer] files: expected a tokenizer beside the weights, got none; without one only ids "
+    fail(ErrorCode::not_found,
+         "[tokenizer] files: expected a tokenizer beside the weights, got none; without one only ids "
          "can be fed: lockstep logits --ids");
   }
   return *state_->tokenizer;
@@ -106,8 +105,6 @@ bool Model::has_tokenizer() const { return state_->tokenizer != nullptr; }
 const ChatTemplate* Model::chat_template() const { return state_->chat_template.get(); }
 const std::vector<int32_t>& Model::end_ids() const { return state_->end_ids; }
 
-Tensor Model::forward(Batch& batch, Taps& taps) const {
-  return state_->architecture->forward(batch, taps);
-}
+Tensor Model::forward(Batch& batch, Taps& taps) const { return state_->architecture->forward(batch, taps); }
 
 }  // namespace lockstep

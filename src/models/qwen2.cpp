@@ -91,8 +91,7 @@ Qwen2::Qwen2(Binder& binder)
 }
 
 // One layer. x: [T, hidden], the residual stream, updated in place.
-void Qwen2::layer(int index, Tensor& x, const Batch& batch, const nn::RotaryTable& rotary,
-                  Taps& tap) const {
+void Qwen2::layer(int index, Tensor& x, const Batch& batch, const nn::RotaryTable& rotary, Taps& tap) const {
   const Layer& w = layers_[index];
   Tensor h = tap(index, Site::attn_norm, nn::rms_norm(x, w.attn_norm, sizes_.eps, runtime_));
   auto [q, k, v] = nn::qkv(h, w.attn.q, w.attn.k, w.attn.v, sizes_.head_dim);

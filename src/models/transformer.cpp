@@ -28,15 +28,14 @@ TransformerSizes read_sizes(const Config& config, const SizeDefaults& defaults) 
   sizes.vocab = read_size(config, "vocab_size");
   sizes.eps = static_cast<float>(config.number("rms_norm_eps", defaults.eps));
   if (sizes.heads % sizes.kv_heads != 0) {
-    fail(ErrorCode::format,
-         "[{}] num_key_value_heads: expected a divisor of the {} query heads, got {}",
+    fail(ErrorCode::format, "[{}] num_key_value_heads: expected a divisor of the {} query heads, got {}",
          config.where(), sizes.heads, sizes.kv_heads);
   }
   return sizes;
 }
 
-AttentionWeights bind_attention(Binder& binder, const std::string& prefix,
-                                const TransformerSizes& sizes, AttentionBias bias) {
+AttentionWeights bind_attention(Binder& binder, const std::string& prefix, const TransformerSizes& sizes,
+                                AttentionBias bias) {
   AttentionWeights w;
   w.q = binder.linear(prefix + "q_proj", sizes.q_width(), sizes.hidden, bias.qkv);
   w.k = binder.linear(prefix + "k_proj", sizes.kv_width(), sizes.hidden, bias.qkv);

@@ -42,8 +42,8 @@ struct AttentionBias {
   bool qkv = false;
   bool o = false;
 };
-AttentionWeights bind_attention(Binder& binder, const std::string& prefix,
-                                const TransformerSizes& sizes, AttentionBias bias);
+AttentionWeights bind_attention(Binder& binder, const std::string& prefix, const TransformerSizes& sizes,
+                                AttentionBias bias);
 
 /// `sliding_window`: keys that a query sees, itself included; 0: all, which null says too.
 int64_t read_window(const Config& config, int64_t fallback);

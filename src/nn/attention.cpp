@@ -34,7 +34,7 @@ struct Scratch {
         total(static_cast<size_t>(queries), 0.0F) {}
 
   Tensor q, k, v, part, sums;
-  std::vector<int32_t> first, last;               // [Q]
+  std::vector<int32_t> first, last;                       // [Q]
   std::vector<float> tile_peak, tile_total, peak, total;  // [Q]
 };
 
@@ -105,9 +105,8 @@ Tensor attention(const Tensor& q, const LayerCache& cache, float scale, const Ru
       }
     }
   }
-  runtime.pool->run(static_cast<int64_t>(items.size()), [&](int64_t index) {
-    attend(items[index], q, cache.layer, scale, runtime, out);
-  });
+  runtime.pool->run(static_cast<int64_t>(items.size()),
+                    [&](int64_t index) { attend(items[index], q, cache.layer, scale, runtime, out); });
   return out;
 }
 

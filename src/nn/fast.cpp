@@ -34,16 +34,16 @@ void check_rank(const char* op, const View& x, int rank) {
          x.shape.str());
   }
   if (x.strides.rank() != x.shape.rank()) {
-    fail(ErrorCode::invalid_argument, "[{}] x: expected one stride per axis of {}, got {}", op,
-         x.shape.str(), x.strides.str());
+    fail(ErrorCode::invalid_argument, "[{}] x: expected one stride per axis of {}, got {}", op, x.shape.str(),
+         x.strides.str());
   }
 }
 
 // weight or bias: a value for each of the last axis, or none at all.
 void check_width(const char* op, const char* name, std::span<const float> values, const View& x) {
   if (!values.empty() && static_cast<int64_t>(values.size()) != x.shape[-1]) {
-    fail(ErrorCode::invalid_argument, "[{}] {}: expected {} values or none for x {}, got {}", op,
-         name, x.shape[-1], x.shape.str(), values.size());
+    fail(ErrorCode::invalid_argument, "[{}] {}: expected {} values or none for x {}, got {}", op, name,
+         x.shape[-1], x.shape.str(), values.size());
   }
 }
 
@@ -63,19 +63,21 @@ void check_rope(const View& x, int64_t dims, std::optional<float> base, const Of
     fail(ErrorCode::invalid_argument, "[{}] base: expected a positive number, got {}", op, *base);
   }
   if (!freqs.empty() && static_cast<int64_t>(freqs.size()) != dims / 2) {
-    fail(ErrorCode::invalid_argument, "[{}] freqs: expected dims / 2 = {} values, got {}", op,
-         dims / 2, freqs.size());
+    fail(ErrorCode::invalid_argument, "[{}] freqs: expected dims / 2 = {} values, got {}", op, dims / 2,
+         freqs.size());
   }
   const auto* offsets = std::get_if<std::span<const int32_t>>(&offset);
   if (offsets == nullptr) return;
   if (x.shape.rank() == 2) {
     fail(ErrorCode::invalid_argument,
-         "[{}] offset: expected one number for x {}, which has no batch axis, got {}", op,
-         x.shape.str(), offsets->size());
+         "[{}] offset: expected one number for x {}, which has no batch axis, got {}", op, x.shape.str(),
+         offsets->size());
   }
   if (static_cast<int64_t>(offsets->size()) != x.shape[0]) {
-    fail(ErrorCode::invalid_argument, "[{}] offset: expected {} values, one per index of axis 0 of "
-         "{}, got {}", op, x.shape[0], x.shape.str(), offsets->size());
+    fail(ErrorCode::invalid_argument,
+         "[{}] offset: expected {} values, one per index of axis 0 of "
+         "{}, got {}",
+         op, x.shape[0], x.shape.str(), offsets->size());
   }
 }
 
@@ -109,8 +111,8 @@ Tensor rope(const View& x, int64_t dims, bool traditional, std::optional<float> 
   Tensor result(x.shape);
   float* out = result.data();
   for_each_row(x, [&](const Index& index, const float* row) {
-    const int64_t first = offsets != nullptr ? (*offsets)[static_cast<size_t>(index[0])]
-                                             : std::get<int64_t>(offset);
+    const int64_t first =
+        offsets != nullptr ? (*offsets)[static_cast<size_t>(index[0])] : std::get<int64_t>(offset);
     const float position = scale * static_cast<float>(first + index[position_axis]);
     for (int64_t i = 0; i < half; ++i) {
       const double angle = position * inverse[static_cast<size_t>(i)];
@@ -152,8 +154,7 @@ Tensor rms_norm(const View& x, std::span<const float> weight, float eps) {
   return result;
 }
 
-Tensor layer_norm(const View& x, std::span<const float> weight, std::span<const float> bias,
-                  float eps) {
+Tensor layer_norm(const View& x, std::span<const float> weight, std::span<const float> bias, float eps) {
   check_rank("fast::layer_norm", x, 1);
   check_width("fast::layer_norm", "weight", weight, x);
   check_width("fast::layer_norm", "bias", bias, x);

@@ -20,34 +20,35 @@ void check_shapes(const View& q, const View& k, const View& v, std::span<const f
   };
   for (const auto& [name, view] : {Named{"q", q}, Named{"k", k}, Named{"v", v}}) {
     if (view.shape.rank() != 4 || view.strides.rank() != 4) {
-      fail(ErrorCode::invalid_argument, "[{}] {}: expected 4 axes, got shape {} and strides {}",
-           kOp, name, view.shape.str(), view.strides.str());
+      fail(ErrorCode::invalid_argument, "[{}] {}: expected 4 axes, got shape {} and strides {}", kOp, name,
+           view.shape.str(), view.strides.str());
     }
   }
   const int64_t kv_heads = k.shape[1];
   if (kv_heads < 1 || q.shape[1] % kv_heads != 0) {
-    fail(ErrorCode::invalid_argument, "[{}] k: expected KV heads that divide the {} of q, got {}",
-         kOp, q.shape[1], kv_heads);
+    fail(ErrorCode::invalid_argument, "[{}] k: expected KV heads that divide the {} of q, got {}", kOp,
+         q.shape[1], kv_heads);
   }
   const Shape k_expected{q.shape[0], kv_heads, k.shape[2], q.shape[3]};
   if (!(k.shape == k_expected)) {
-    fail(ErrorCode::invalid_argument, "[{}] k: expected shape {} for q {}, got {}", kOp,
-         k_expected.str(), q.shape.str(), k.shape.str());
+    fail(ErrorCode::invalid_argument, "[{}] k: expected shape {} for q {}, got {}", kOp, k_expected.str(),
+         q.shape.str(), k.shape.str());
   }
   const Shape v_expected{q.shape[0], kv_heads, k.shape[2], v.shape[3]};
   if (!(v.shape == v_expected)) {
-    fail(ErrorCode::invalid_argument, "[{}] v: expected shape {} for k {}, got {}", kOp,
-         v_expected.str(), k.shape.str(), v.shape.str());
+    fail(ErrorCode::invalid_argument, "[{}] v: expected shape {} for k {}, got {}", kOp, v_expected.str(),
+         k.shape.str(), v.shape.str());
   }
   if (!sinks.empty() && static_cast<int64_t>(sinks.size()) != q.shape[1]) {
-    fail(ErrorCode::invalid_argument, "[{}] sinks: expected {} values, one per head, or none, "
-         "got {}", kOp, q.shape[1], sinks.size());
+    fail(ErrorCode::invalid_argument,
+         "[{}] sinks: expected {} values, one per head, or none, "
+         "got {}",
+         kOp, q.shape[1], sinks.size());
   }
 }
 
 // Strides with which a mask is read at [b, h, i, j]: 0 along the axes that it lacks or has once.
-Shape broadcast_strides(const char* name, const Shape& shape, const Shape& strides,
-                        const Shape& scores) {
+Shape broadcast_strides(const char* name, const Shape& shape, const Shape& strides, const Shape& scores) {
   Shape result{0, 0, 0, 0};
   bool fits = shape.rank() <= 4 && strides.rank() == shape.rank();
   for (int axis = -1; fits && axis >= -shape.rank(); --axis) {
@@ -55,8 +56,8 @@ Shape broadcast_strides(const char* name, const Shape& shape, const Shape& strid
     fits = shape[axis] == 1 || shape[axis] == scores[axis];
   }
   if (!fits) {
-    fail(ErrorCode::invalid_argument, "[{}] {}: expected a shape that broadcasts to {}, got {}",
-         kOp, name, scores.str(), shape.str());
+    fail(ErrorCode::invalid_argument, "[{}] {}: expected a shape that broadcasts to {}, got {}", kOp, name,
+         scores.str(), shape.str());
   }
   return result;
 }
@@ -69,19 +70,17 @@ class Visibility {
         boolean_(mask.boolean_shape.rank() > 0 || !mask.boolean.empty()),
         last_offset_(scores[3] - scores[2]) {
     if (mask.window < 0) {
-      fail(ErrorCode::invalid_argument, "[{}] window: expected 0 for none or more, got {}", kOp,
-           mask.window);
+      fail(ErrorCode::invalid_argument, "[{}] window: expected 0 for none or more, got {}", kOp, mask.window);
     }
     if (mask.additive != nullptr) {
-      additive_strides_ = broadcast_strides("additive mask", mask.additive->shape,
-                                            mask.additive->strides, scores);
+      additive_strides_ =
+          broadcast_strides("additive mask", mask.additive->shape, mask.additive->strides, scores);
     }
     if (!boolean_) return;
     const View dense(nullptr, mask.boolean_shape);
     boolean_strides_ = broadcast_strides("boolean mask", dense.shape, dense.strides, scores);
     if (static_cast<int64_t>(mask.boolean.size()) != mask.boolean_shape.size()) {
-      fail(ErrorCode::invalid_argument,
-           "[{}] boolean mask: expected {} values for shape {}, got {}", kOp,
+      fail(ErrorCode::invalid_argument, "[{}] boolean mask: expected {} values for shape {}, got {}", kOp,
            mask.boolean_shape.size(), mask.boolean_shape.str(), mask.boolean.size());
     }
   }

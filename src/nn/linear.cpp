@@ -10,8 +10,7 @@ bool wants_fixed(const Runtime& runtime, const quant::PackedWeight& weight) {
   return runtime.precision == Precision::exact && quant::code_format(weight.matrix().dtype).bits > 0;
 }
 
-Activations::Activations(const Runtime& runtime, const float* x, int64_t rows, int64_t columns,
-                         bool fixed)
+Activations::Activations(const Runtime& runtime, const float* x, int64_t rows, int64_t columns, bool fixed)
     : x_(x), columns_(columns) {
   if (!fixed) return;
   blocks_ = (columns + quant::kBlock - 1) / quant::kBlock;
@@ -80,8 +79,8 @@ std::vector<Tensor> linear(const Tensor& x, std::initializer_list<const Linear*>
   std::vector<Product> products;
   for (const Linear* layer : layers) {
     Tensor& y = results.emplace_back(Shape{rows, layer->out_features()});
-    products.push_back({&layer->weight->matrix(), &activations, 0, rows, y.data(),
-                        wants_fixed(runtime, *layer->weight)});
+    products.push_back(
+        {&layer->weight->matrix(), &activations, 0, rows, y.data(), wants_fixed(runtime, *layer->weight)});
   }
   multiply(runtime, products);
   size_t index = 0;

@@ -66,7 +66,7 @@ struct Product {
   const Activations* x = nullptr;
   int64_t first_row = 0;  // of x
   int64_t rows = 0;
-  float* y = nullptr;     // [rows, weight->rows]
+  float* y = nullptr;  // [rows, weight->rows]
   bool fixed = false;
 };
 void multiply(const Runtime& runtime, std::span<const Product> products);

@@ -15,8 +15,7 @@ void route(std::span<const float> logits, int64_t chosen, std::span<float> weigh
   for (size_t e = 0; e < logits.size(); ++e) total += probability[e] = std::exp(logits[e] - peak);
   std::vector<int> order(logits.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int a, int b) { return probability[a] > probability[b]; });
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return probability[a] > probability[b]; });
   float kept = 0;
   for (int64_t i = 0; i < chosen; ++i) kept += probability[order[i]] / total;
   std::fill(weights.begin(), weights.end(), 0.0F);
@@ -25,9 +24,9 @@ void route(std::span<const float> logits, int64_t chosen, std::span<float> weigh
 
 // The (row, expert) pairs of a pass, sorted by expert, then row.
 struct Dispatch {
-  std::vector<int32_t> rows;        // [pairs]
-  std::vector<float> weights;       // [pairs]
-  std::vector<int64_t> first;       // [E + 1]: pairs of expert e are first[e] .. first[e + 1]
+  std::vector<int32_t> rows;   // [pairs]
+  std::vector<float> weights;  // [pairs]
+  std::vector<int64_t> first;  // [E + 1]: pairs of expert e are first[e] .. first[e + 1]
 };
 
 Dispatch dispatch(const Tensor& weights) {
@@ -45,8 +44,8 @@ Dispatch dispatch(const Tensor& weights) {
 }
 
 // One product for each expert that has rows. x: the pairs' rows; y: [pairs, out].
-void add_products(const Dispatch& plan, const quant::PackedWeight& weight, const Activations& x,
-                  bool fixed, Tensor& y, std::vector<Product>& products) {
+void add_products(const Dispatch& plan, const quant::PackedWeight& weight, const Activations& x, bool fixed,
+                  Tensor& y, std::vector<Product>& products) {
   for (int64_t e = 0; e < weight.experts(); ++e) {
     const int64_t rows = plan.first[e + 1] - plan.first[e];
     if (rows == 0) continue;
@@ -59,14 +58,12 @@ void add_products(const Dispatch& plan, const quant::PackedWeight& weight, const
 Tensor swiglu(const Tensor& gate, const Tensor& up, const Runtime& runtime) {
   Tensor act(gate.shape());
   runtime.for_rows(act.shape()[0], act.row_size(), [&](int64_t begin, int64_t end) {
-    runtime.kernels->silu_mul(gate.row(begin), up.row(begin), act.row(begin),
-                              (end - begin) * act.row_size());
+    runtime.kernels->silu_mul(gate.row(begin), up.row(begin), act.row(begin), (end - begin) * act.row_size());
   });
   return act;
 }
 
-Tensor mlp(const Tensor& x, const Linear& gate, const Linear& up, const Linear& down, int layer,
-           Taps& tap) {
+Tensor mlp(const Tensor& x, const Linear& gate, const Linear& up, const Linear& down, int layer, Taps& tap) {
   std::vector<Tensor> hidden = linear(x, {&gate, &up});
   tap(layer, Site::gate, hidden[0]);
   tap(layer, Site::up, hidden[1]);
@@ -74,8 +71,8 @@ Tensor mlp(const Tensor& x, const Linear& gate, const Linear& up, const Linear& 
   return tap(layer, Site::down, linear(act, down));
 }
 
-Tensor sparse_moe(const Tensor& x, const Linear& router, const SwitchGLU& experts,
-                  int64_t experts_per_token, int layer, Taps& tap) {
+Tensor sparse_moe(const Tensor& x, const Linear& router, const SwitchGLU& experts, int64_t experts_per_token,
+                  int layer, Taps& tap) {
   const Runtime& runtime = *experts.runtime;
   const int64_t rows = x.shape()[0];
   const int64_t hidden = x.row_size();

@@ -12,13 +12,12 @@ namespace lockstep::nn {
 Tensor swiglu(const Tensor& gate, const Tensor& up, const Runtime& runtime);
 
 /// down(silu(gate(x)) * up(x)). x: [T, hidden] -> [T, hidden].
-Tensor mlp(const Tensor& x, const Linear& gate, const Linear& up, const Linear& down, int layer,
-           Taps& tap);
+Tensor mlp(const Tensor& x, const Linear& gate, const Linear& up, const Linear& down, int layer, Taps& tap);
 
 /// Softmax over all experts' logits, the `experts_per_token` largest kept (ties: the lower expert)
 /// and divided by their sum; each row's experts are then added up in ascending expert order.
 /// x: [T, hidden] -> [T, hidden]; router: [E, hidden].
-Tensor sparse_moe(const Tensor& x, const Linear& router, const SwitchGLU& experts,
-                  int64_t experts_per_token, int layer, Taps& tap);
+Tensor sparse_moe(const Tensor& x, const Linear& router, const SwitchGLU& experts, int64_t experts_per_token,
+                  int layer, Taps& tap);
 
 }  // namespace lockstep::nn

@@ -56,9 +56,8 @@ double yarn_scale(double factor, double weight) {
 float stretch_yarn(const Config& config, const Config& scaling, double base, int64_t dims,
                    std::vector<float>& inverse) {
   const double trained = positive(scaling, "original_max_position_embeddings");
-  const double factor = scaling.has("factor")
-                            ? positive(scaling, "factor")
-                            : positive(config, "max_position_embeddings") / trained;
+  const double factor = scaling.has("factor") ? positive(scaling, "factor")
+                                              : positive(config, "max_position_embeddings") / trained;
   scaling.ignore("factor");
   const double beta_fast = positive(scaling, "beta_fast", 32.0);
   const double beta_slow = positive(scaling, "beta_slow", 1.0);
@@ -108,8 +107,8 @@ RoPE::RoPE(const Config& config, int64_t head_dim, double default_theta) {
   const auto dims = static_cast<int64_t>(static_cast<double>(head_dim) * partial);
   if (dims < 2 || dims % 2 != 0 || dims > head_dim) {
     fail(ErrorCode::unsupported,
-         "[{}] rotary dimensions: expected an even number from 2 to the head's {}, got {}",
-         config.where(), head_dim, dims);
+         "[{}] rotary dimensions: expected an even number from 2 to the head's {}, got {}", config.where(),
+         head_dim, dims);
   }
   base_ = static_cast<float>(base);
   inverse_ = frequencies(base_, dims);
@@ -125,8 +124,8 @@ RoPE::RoPE(const Config& config, int64_t head_dim, double default_theta) {
   } else if (type == "yarn") {
     attention_factor_ = stretch_yarn(config, *scaling, base, dims, inverse_);
   } else if (type != "default") {
-    fail(ErrorCode::unsupported,
-         "[{}] rope_type: expected default, linear, dynamic, llama3 or yarn, got {}", config.where(), type);
+    fail(ErrorCode::unsupported, "[{}] rope_type: expected default, linear, dynamic, llama3 or yarn, got {}",
+         config.where(), type);
   }
 }
 

@@ -61,35 +61,26 @@ void read_q6k(const uint8_t* low, const uint8_t* high, uint8_t* codes) {
 
 void read_block(DType dtype, const uint8_t* block, uint8_t* codes) {
   switch (dtype) {
-    case DType::q4_0:
-      return split_nibbles(block + 2, codes);
-    case DType::q4_1:
-      return split_nibbles(block + 4, codes);
-    case DType::q5_0:
-      split_nibbles(block + 6, codes);
-      return add_fifth_bits(block + 2, codes);
-    case DType::q5_1:
-      split_nibbles(block + 8, codes);
-      return add_fifth_bits(block + 4, codes);
+    case DType::q4_0: return split_nibbles(block + 2, codes);
+    case DType::q4_1: return split_nibbles(block + 4, codes);
+    case DType::q5_0: split_nibbles(block + 6, codes); return add_fifth_bits(block + 2, codes);
+    case DType::q5_1: split_nibbles(block + 8, codes); return add_fifth_bits(block + 4, codes);
     case DType::q8_0:
       for (int i = 0; i < 32; ++i) codes[i] = static_cast<uint8_t>(block[2 + i] + 128);
       return;
-    case DType::q4_k:
-      return split_super_nibbles(block + 16, codes);
+    case DType::q4_k: return split_super_nibbles(block + 16, codes);
     case DType::q5_k:
       split_super_nibbles(block + 48, codes);
       for (int i = 0; i < 256; ++i) codes[i] |= (block[16 + i % 32] >> (i / 32) & 1) << 4;
       return;
-    case DType::q6_k:
-      return read_q6k(block, block + 128, codes);
+    case DType::q6_k: return read_q6k(block, block + 128, codes);
     case DType::mlx_q4:
       for (int i = 0; i < 4; ++i) {
         codes[2 * i] = block[i] & 0x0F;
         codes[2 * i + 1] = block[i] >> 4;
       }
       return;
-    default:
-      std::memcpy(codes, block, 4);  // mlx_q8
+    default: std::memcpy(codes, block, 4);  // mlx_q8
   }
 }
 
@@ -101,17 +92,14 @@ struct ScaleBias {
 ScaleBias block_scale(DType dtype, const uint8_t* block, int64_t part) {
   switch (dtype) {
     case DType::q4_1:
-    case DType::q5_1:
-      return {read_f16(block), read_f16(block + 2)};
+    case DType::q5_1: return {read_f16(block), read_f16(block + 2)};
     case DType::q4_k:
     case DType::q5_k: {
       const ScaleMin packed = scale_min(block + 4, static_cast<int>(part));
       return {read_f16(block) * packed.scale, -(read_f16(block + 2) * packed.min)};
     }
-    case DType::q6_k:
-      return {read_f16(block + 208) * static_cast<int8_t>(block[192 + part]), 0};
-    default:
-      return {read_f16(block), 0};
+    case DType::q6_k: return {read_f16(block + 208) * static_cast<int8_t>(block[192 + part]), 0};
+    default: return {read_f16(block), 0};
   }
 }
 
@@ -172,8 +160,8 @@ void dequantise_row(const StoredTensor& tensor, int64_t row, float* out) {
   const int64_t columns = tensor.columns();
   if (format.bits == 0) {
     if (tensor.dtype != DType::f32 && tensor.dtype != DType::f16 && tensor.dtype != DType::bf16) {
-      fail(ErrorCode::unsupported, "[{}] element type: expected one of weights, got {}",
-           tensor.source, dtype_name(tensor.dtype));
+      fail(ErrorCode::unsupported, "[{}] element type: expected one of weights, got {}", tensor.source,
+           dtype_name(tensor.dtype));
     }
     const int64_t width = dtype_block_bytes(tensor.dtype);
     for (int64_t k = 0; k < columns; ++k) out[k] = read_plain(tensor.dtype, p + k * width);

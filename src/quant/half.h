@@ -16,9 +16,7 @@ constexpr float f16_value(uint16_t half) {
   return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(scaled));
 }
 
-constexpr float bf16_value(uint16_t half) {
-  return std::bit_cast<float>(static_cast<uint32_t>(half) << 16);
-}
+constexpr float bf16_value(uint16_t half) { return std::bit_cast<float>(static_cast<uint32_t>(half) << 16); }
 
 /// Round to nearest even; too large becomes infinity; NaN stays NaN.
 constexpr uint16_t to_f16(float value) {

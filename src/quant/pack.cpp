@@ -50,9 +50,7 @@ void copy_scale(const uint8_t* from, int64_t bytes, int64_t r, uint8_t* scales) 
 void write_unit_scales(DType dtype, const uint8_t* block, int64_t r, uint8_t* unit) {
   switch (dtype) {
     case DType::q4_1:
-    case DType::q5_1:
-      copy_scale(block, 2, r, unit);
-      return copy_scale(block + 2, 2, r, unit + 32);
+    case DType::q5_1: copy_scale(block, 2, r, unit); return copy_scale(block + 2, 2, r, unit + 32);
     case DType::q4_k:
     case DType::q5_k:
       copy_scale(block, 2, r, unit);
@@ -67,18 +65,20 @@ void write_unit_scales(DType dtype, const uint8_t* block, int64_t r, uint8_t* un
       copy_scale(block + 208, 2, r, unit);
       for (int s = 0; s < 16; ++s) unit[32 + 16 * s + r] = block[192 + s];
       return;
-    default:
-      copy_scale(block, 2, r, unit);
+    default: copy_scale(block, 2, r, unit);
   }
 }
 
 // Bytes of a unit before its codes.
 int64_t unit_header(DType dtype, DType scale_dtype) {
   switch (dtype) {
-    case DType::q4_1: case DType::q5_1: return 64;
-    case DType::q4_k: case DType::q5_k: return 320;
+    case DType::q4_1:
+    case DType::q5_1: return 64;
+    case DType::q4_k:
+    case DType::q5_k: return 320;
     case DType::q6_k: return 288;
-    case DType::mlx_q4: case DType::mlx_q8: return 2 * 16 * dtype_block_bytes(scale_dtype);
+    case DType::mlx_q4:
+    case DType::mlx_q8: return 2 * 16 * dtype_block_bytes(scale_dtype);
     default: return 32;
   }
 }
@@ -133,21 +133,21 @@ float read_scale(DType dtype, const uint8_t* p) {
 std::array<float, 2> unit_scale(const PanelMatrix& w, const uint8_t* unit, int64_t r, int64_t column) {
   const auto f16_at = [&](int64_t offset) { return read_scale(DType::f16, unit + offset + 2 * r); };
   switch (w.dtype) {
-    case DType::q4_1: case DType::q5_1:
-      return {f16_at(0), f16_at(32)};
-    case DType::q4_k: case DType::q5_k: {
+    case DType::q4_1:
+    case DType::q5_1: return {f16_at(0), f16_at(32)};
+    case DType::q4_k:
+    case DType::q5_k: {
       const int64_t s = column / 32;
       return {f16_at(0) * unit[64 + 16 * s + r], -(f16_at(32) * unit[192 + 16 * s + r])};
     }
-    case DType::q6_k:
-      return {f16_at(0) * static_cast<int8_t>(unit[32 + 16 * (column / 16) + r]), 0};
-    case DType::mlx_q4: case DType::mlx_q8: {
+    case DType::q6_k: return {f16_at(0) * static_cast<int8_t>(unit[32 + 16 * (column / 16) + r]), 0};
+    case DType::mlx_q4:
+    case DType::mlx_q8: {
       const int64_t width = dtype_block_bytes(w.scale_dtype);
       return {read_scale(w.scale_dtype, unit + r * width),
               read_scale(w.scale_dtype, unit + (kPanelRows + r) * width)};
     }
-    default:
-      return {f16_at(0), 0};
+    default: return {f16_at(0), 0};
   }
 }
 
@@ -165,10 +165,11 @@ void PackedWeight::Unmap::operator()(std::byte* data) const { ::munmap(data, byt
 PackedWeight::PackedWeight(std::span<const StoredTensor> experts, Pool& pool) {
   experts_ = static_cast<int64_t>(experts.size());
   for (const StoredTensor& tensor : experts) {
-    const bool plain = tensor.dtype == DType::f32 || tensor.dtype == DType::f16 || tensor.dtype == DType::bf16;
+    const bool plain =
+        tensor.dtype == DType::f32 || tensor.dtype == DType::f16 || tensor.dtype == DType::bf16;
     if (!plain && code_format(tensor.dtype).bits == 0) {
-      fail(ErrorCode::unsupported, "[{}] element type: expected one of weights, got {}",
-           tensor.source, dtype_name(tensor.dtype));
+      fail(ErrorCode::unsupported, "[{}] element type: expected one of weights, got {}", tensor.source,
+           dtype_name(tensor.dtype));
     }
     const PanelLayout layout = panel_layout(tensor.dtype, tensor.scale_dtype, tensor.group_size);
     PanelMatrix matrix;

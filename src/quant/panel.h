@@ -48,7 +48,7 @@ struct PanelMatrix {
   int64_t rows = 0;                // N, of one expert
   int64_t columns = 0;             // K
   int64_t panel_bytes = 0;
-  int64_t panels = 0;              // ceil(rows / 16), of one expert
+  int64_t panels = 0;                // ceil(rows / 16), of one expert
   const std::byte* bytes = nullptr;  // [panels, panel_bytes]
 
   const std::byte* panel(int64_t index) const { return bytes + index * panel_bytes; }

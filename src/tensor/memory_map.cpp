@@ -19,7 +19,7 @@ MemoryMap::MemoryMap(const std::filesystem::path& path) : path_(path) {
     fail(errno == ENOENT ? ErrorCode::not_found : ErrorCode::io, "[{}] open: {}", path.string(),
          std::strerror(errno));
   }
-  struct stat info {};
+  struct stat info{};
   if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
     ::close(fd);
     fail(ErrorCode::io, "[{}] open: expected a regular file", path.string());

@@ -19,11 +19,10 @@ struct DTypeInfo {
 
 // In the order of DType.
 constexpr DTypeInfo kDTypes[] = {
-    {"f32", 1, 4},      {"f16", 1, 2},      {"bf16", 1, 2},     {"f64", 1, 8},
-    {"i8", 1, 1},       {"i16", 1, 2},      {"i32", 1, 4},      {"i64", 1, 8},
-    {"u8", 1, 1},       {"u32", 1, 4},      {"bool", 1, 1},     {"q4_0", 32, 18},
-    {"q4_1", 32, 20},   {"q5_0", 32, 22},   {"q5_1", 32, 24},   {"q8_0", 32, 34},
-    {"q4_k", 256, 144}, {"q5_k", 256, 176}, {"q6_k", 256, 210}, {"mlx_q4", 8, 4},
+    {"f32", 1, 4},    {"f16", 1, 2},      {"bf16", 1, 2},     {"f64", 1, 8},      {"i8", 1, 1},
+    {"i16", 1, 2},    {"i32", 1, 4},      {"i64", 1, 8},      {"u8", 1, 1},       {"u32", 1, 4},
+    {"bool", 1, 1},   {"q4_0", 32, 18},   {"q4_1", 32, 20},   {"q5_0", 32, 22},   {"q5_1", 32, 24},
+    {"q8_0", 32, 34}, {"q4_k", 256, 144}, {"q5_k", 256, 176}, {"q6_k", 256, 210}, {"mlx_q4", 8, 4},
     {"mlx_q8", 4, 4},
 };
 
@@ -88,8 +87,8 @@ Tensor Tensor::zeros(const Shape& shape) {
 
 Tensor Tensor::from(const Shape& shape, std::span<const float> values) {
   if (static_cast<int64_t>(values.size()) != shape.size()) {
-    fail(ErrorCode::invalid_argument, "[tensor] values: expected {} for shape {}, got {}",
-         shape.size(), shape.str(), values.size());
+    fail(ErrorCode::invalid_argument, "[tensor] values: expected {} for shape {}, got {}", shape.size(),
+         shape.str(), values.size());
   }
   Tensor tensor(shape);
   std::copy(values.begin(), values.end(), tensor.data());
@@ -100,8 +99,8 @@ Tensor Tensor::clone() const { return from(shape_, values()); }
 
 Tensor Tensor::reshaped(const Shape& shape) && {
   if (shape.size() != size()) {
-    fail(ErrorCode::invalid_argument, "[tensor] reshape: expected {} elements, got shape {}",
-         size(), shape.str());
+    fail(ErrorCode::invalid_argument, "[tensor] reshape: expected {} elements, got shape {}", size(),
+         shape.str());
   }
   Tensor result = std::move(*this);
   result.shape_ = shape;

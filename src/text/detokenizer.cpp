@@ -17,17 +17,15 @@ StreamingDetokenizer& StreamingDetokenizer::operator=(StreamingDetokenizer&&) no
 
 std::string StreamingDetokenizer::push(int32_t id) {
   text::Buffer out;
-  text::call([&](lst_buffer* error) {
-    return lst_detokenizer_push(state_->handle.get(), id, out.out(), error);
-  });
+  text::call(
+      [&](lst_buffer* error) { return lst_detokenizer_push(state_->handle.get(), id, out.out(), error); });
   return out.str();
 }
 
 std::string StreamingDetokenizer::finish() {
   text::Buffer out;
-  text::call([&](lst_buffer* error) {
-    return lst_detokenizer_finish(state_->handle.get(), out.out(), error);
-  });
+  text::call(
+      [&](lst_buffer* error) { return lst_detokenizer_finish(state_->handle.get(), out.out(), error); });
   return out.str();
 }
 

@@ -44,7 +44,9 @@ void call(const Entry& entry) {
 template <auto kFree>
 struct Free {
   template <typename T>
-  void operator()(T* handle) const { kFree(handle); }
+  void operator()(T* handle) const {
+    kFree(handle);
+  }
 };
 using TokenizerHandle = std::unique_ptr<lst_tokenizer, Free<lst_tokenizer_free>>;
 using DetokenizerHandle = std::unique_ptr<lst_detokenizer, Free<lst_detokenizer_free>>;

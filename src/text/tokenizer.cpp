@@ -25,8 +25,8 @@ Tokenizer Tokenizer::from_files(const TokenizerFiles& files) {
   lst_tokenizer* handle = nullptr;
   text::call([&](lst_buffer* error) {
     return lst_tokenizer_from_json(text::view(files.tokenizer_json), text::view(files.tokenizer_config_json),
-                                   text::view(files.chat_template_jinja), text::view(files.chat_template_json),
-                                   &handle, error);
+                                   text::view(files.chat_template_jinja),
+                                   text::view(files.chat_template_json), &handle, error);
   });
   return Tokenizer(std::make_shared<State>(text::TokenizerHandle(handle), lst_tokenizer_info(handle)));
 }

@@ -1,4 +1,5 @@
-// Invariants that any model must keep, whatever the reference: the logits do not depend on how they are computed.
+// Invariants that any model must keep, whatever the reference: the logits do not depend on how they are
+// computed.
 #include <algorithm>
 #include <cstring>
 #include <numeric>
@@ -24,8 +25,10 @@ std::vector<int32_t> random_ids(int64_t count, uint64_t seed, int64_t vocab) {
 
 }  // namespace
 
-std::vector<CheckResult> check_model(const std::filesystem::path& path, const ModelOptions& options, KvType kv_type, int64_t length) {
-  if (length < 2) fail(ErrorCode::invalid_argument, "[check] length: expected at least 2 tokens, got {}", length);
+std::vector<CheckResult> check_model(const std::filesystem::path& path, const ModelOptions& options,
+                                     KvType kv_type, int64_t length) {
+  if (length < 2)
+    fail(ErrorCode::invalid_argument, "[check] length: expected at least 2 tokens, got {}", length);
   std::vector<CheckResult> results;
   const auto model = Model::load(path, options);
   const int64_t vocab = model->info().vocab;
@@ -45,21 +48,25 @@ std::vector<CheckResult> check_model(const std::filesystem::path& path, const Mo
   for (const int threads : {1, 2, 3}) {
     ModelOptions other = options;
     other.threads = threads;
-    add(fmt::format("{} threads", threads), same(session(Model::load(path, other)).append(ids).values(), whole.values()));
+    add(fmt::format("{} threads", threads),
+        same(session(Model::load(path, other)).append(ids).values(), whole.values()));
   }
   for (const int64_t chunk : {1, 7, 32, 33}) {
-    add(fmt::format("chunks of {}{}", chunk, chunk == 1 ? ": decode is prefill" : ""), same(session(model, chunk).append(ids).values(), whole.values()));
+    add(fmt::format("chunks of {}{}", chunk, chunk == 1 ? ": decode is prefill" : ""),
+        same(session(model, chunk).append(ids).values(), whole.values()));
   }
   std::vector<Session> three;
   for (int i = 0; i < 3; ++i) three.push_back(session(model));
   const std::vector<Session*> pointers = {&three[0], &three[1], &three[2]};
-  const std::vector<std::vector<int32_t>> texts = {random_ids(1, 2, vocab), ids, random_ids(length / 2 + 1, 3, vocab)};
+  const std::vector<std::vector<int32_t>> texts = {random_ids(1, 2, vocab), ids,
+                                                   random_ids(length / 2 + 1, 3, vocab)};
   const std::vector<std::span<const int32_t>> parts(texts.begin(), texts.end());
   add("beside two other sequences", same(append_together(pointers, parts)[1].values(), whole.values()));
   const std::vector<Session*> turned = {&three[2], &three[0], &three[1]};
   for (Session& each : three) each.rewind(0);
   const std::vector<std::span<const int32_t>> turned_parts = {parts[2], parts[0], parts[1]};
-  add("in another order of the batch", same(append_together(turned, turned_parts)[2].values(), whole.values()));
+  add("in another order of the batch",
+      same(append_together(turned, turned_parts)[2].values(), whole.values()));
   Session warm = session(model);
   std::vector<int32_t> other = ids;
   std::fill(other.begin() + length / 2, other.end(), ids[0]);

@@ -21,15 +21,20 @@ using nlohmann::json;
 
 // Causal order of the sites within a pass.
 constexpr std::array<std::string_view, 21> kOrder = {
-    "embed", "attn_norm", "q_proj", "k_proj", "v_proj", "q_rope", "k_rope", "attn_ctx", "o_proj", "attn_resid", "ffn_norm",
-    "router_logits", "router_weights", "gate", "up", "act", "down", "moe_out", "ffn_resid", "final_norm", "logits"};
+    "embed",    "attn_norm", "q_proj",     "k_proj",   "v_proj",        "q_rope",         "k_rope",
+    "attn_ctx", "o_proj",    "attn_resid", "ffn_norm", "router_logits", "router_weights", "gate",
+    "up",       "act",       "down",       "moe_out",  "ffn_resid",     "final_norm",     "logits"};
 
 // step, layer (those after the layers come last), place in the layer, sequence
 using Place = std::tuple<int, int, int, int>;
 Place place_of(const TraceEvent& event) {
   const auto at = static_cast<int>(std::ranges::find(kOrder, event.site) - kOrder.begin());
   const bool after = event.site == "final_norm" || event.site == "logits";
-  return {event.step, event.layer != kNoLayer ? event.layer : after ? std::numeric_limits<int>::max() : -1, at, event.row};
+  return {event.step,
+          event.layer != kNoLayer ? event.layer
+          : after                 ? std::numeric_limits<int>::max()
+                                  : -1,
+          at, event.row};
 }
 
 // All rows of one site in one pass: chunks joined by position.
@@ -57,7 +62,8 @@ double norm(std::span<const float> x) {
 }
 double distance(std::span<const float> a, std::span<const float> b) {
   double sum = 0;
-  for (size_t i = 0; i < a.size(); ++i) sum += (static_cast<double>(a[i]) - b[i]) * (static_cast<double>(a[i]) - b[i]);
+  for (size_t i = 0; i < a.size(); ++i)
+    sum += (static_cast<double>(a[i]) - b[i]) * (static_cast<double>(a[i]) - b[i]);
   return std::isnan(sum) ? std::numeric_limits<double>::infinity() : std::sqrt(sum);
 }
 bool broken(std::span<const float> x) {
@@ -90,20 +96,25 @@ std::string explain_layout(const Joined& subject, const Joined& reference, const
       if (mine == subject.rows.end()) return false;
       std::vector<float> moved(row.size());
       for (int64_t h = 0; h < heads; ++h) {
-        for (int64_t d = 0; d < width; ++d) moved[static_cast<size_t>(h * width + d)] = mine->second[static_cast<size_t>(from(h, d))];
+        for (int64_t d = 0; d < width; ++d)
+          moved[static_cast<size_t>(h * width + d)] = mine->second[static_cast<size_t>(from(h, d))];
       }
       worst = std::max(worst, relative(moved, row, usual.row));
     }
     return worst <= bound;
   };
   if (width % 2 == 0) {
-    if (test([&](int64_t h, int64_t d) { return h * width + 2 * (d % (width / 2)) + d / (width / 2); })) return "equal after taking neighbours apart into halves";
-    if (test([&](int64_t h, int64_t d) { return h * width + d % 2 * (width / 2) + d / 2; })) return "equal after interleaving the halves of each head";
+    if (test([&](int64_t h, int64_t d) { return h * width + 2 * (d % (width / 2)) + d / (width / 2); }))
+      return "equal after taking neighbours apart into halves";
+    if (test([&](int64_t h, int64_t d) { return h * width + d % 2 * (width / 2) + d / 2; }))
+      return "equal after interleaving the halves of each head";
   }
   for (int64_t groups = 2; groups < heads; ++groups) {
     if (heads % groups != 0) continue;
-    if (test([&](int64_t h, int64_t d) { return (h % groups * (heads / groups) + h / groups) * width + d; })) {
-      return fmt::format("equal after regrouping the heads, {} x {} to {} x {}", groups, heads / groups, heads / groups, groups);
+    if (test(
+            [&](int64_t h, int64_t d) { return (h % groups * (heads / groups) + h / groups) * width + d; })) {
+      return fmt::format("equal after regrouping the heads, {} x {} to {} x {}", groups, heads / groups,
+                         heads / groups, groups);
     }
   }
   return {};
@@ -123,7 +134,8 @@ class Comparison {
     const Sizes usual = usual_sizes(reference, heads);
     for (const auto& [position, row] : reference.rows) {
       const auto mine = subject.rows.find(position);
-      if (mine == subject.rows.end() || mine->second.size() != row.size() || excluded(event.row, position)) continue;
+      if (mine == subject.rows.end() || mine->second.size() != row.size() || excluded(event.row, position))
+        continue;
       const double error = relative(mine->second, row, usual.row);
       if (error > result.error || result.error == 0) {
         result.error = error;
@@ -134,14 +146,17 @@ class Comparison {
         const auto part = static_cast<size_t>(width / heads);
         const auto begin = static_cast<size_t>(h) * part;
         double& worst = result.heads[static_cast<size_t>(h)];
-        worst = std::max(worst, relative(mine->second.subspan(begin, part), row.subspan(begin, part), usual.head) / result.floor);
+        worst = std::max(
+            worst,
+            relative(mine->second.subspan(begin, part), row.subspan(begin, part), usual.head) / result.floor);
       }
     }
     result.score = result.error / result.floor;
     for (size_t h = 0; h < result.heads.size(); ++h) {
       if (result.heads[h] > kBand) result.bad_heads.push_back(static_cast<int>(h));
     }
-    if (result.score > kBand) result.finding = explain_layout(subject, reference, usual, kBand * result.floor);
+    if (result.score > kBand)
+      result.finding = explain_layout(subject, reference, usual, kBand * result.floor);
     return result;
   }
 
@@ -153,7 +168,8 @@ class Comparison {
     for (const auto& [position, row] : weights.rows) {
       const auto mine = subject.rows.find(position);
       const auto scores = logits.rows.find(position);
-      if (mine == subject.rows.end() || scores == logits.rows.end() || mine->second.size() != row.size()) continue;
+      if (mine == subject.rows.end() || scores == logits.rows.end() || mine->second.size() != row.size())
+        continue;
       bool same = true;
       float least = std::numeric_limits<float>::infinity(), most = -least;
       for (size_t e = 0; e < row.size(); ++e) {
@@ -162,8 +178,9 @@ class Comparison {
         if (row[e] == 0) most = std::max(most, scores->second[e]);
       }
       if (same || (least - most) > kBand * floor * norm(scores->second)) continue;
-      report_.notes.push_back(fmt::format("tie: {}, position {}, experts chosen by a margin of {:.2g}; left out from there",
-                                          event.name(), position, least - most));
+      report_.notes.push_back(
+          fmt::format("tie: {}, position {}, experts chosen by a margin of {:.2g}; left out from there",
+                      event.name(), position, least - most));
       const auto [known, is_new] = excluded_.emplace(event.row, position);
       if (!is_new) known->second = std::min(known->second, position);
     }
@@ -182,15 +199,19 @@ class Comparison {
 
 std::string same_inputs(const Trace& subject, const Trace& reference) {
   if (subject.sequences.size() != reference.sequences.size()) {
-    return fmt::format("expected {} sequences as in the reference, got {}", reference.sequences.size(), subject.sequences.size());
+    return fmt::format("expected {} sequences as in the reference, got {}", reference.sequences.size(),
+                       subject.sequences.size());
   }
   for (size_t s = 0; s < subject.sequences.size(); ++s) {
     if (subject.sequences[s].ids != reference.sequences[s].ids) {
       const auto [mine, theirs] = std::ranges::mismatch(subject.sequences[s].ids, reference.sequences[s].ids);
-      return fmt::format("token ids of sequence {} differ from place {} on ({} and {} tokens): tokenizer, BOS or template", s,
-                         mine - subject.sequences[s].ids.begin(), subject.sequences[s].ids.size(), reference.sequences[s].ids.size());
+      return fmt::format(
+          "token ids of sequence {} differ from place {} on ({} and {} tokens): tokenizer, BOS or template",
+          s, mine - subject.sequences[s].ids.begin(), subject.sequences[s].ids.size(),
+          reference.sequences[s].ids.size());
     }
-    if (subject.sequences[s].fed != reference.sequences[s].fed) return fmt::format("sequence {} was fed other tokens in decode; use --follow", s);
+    if (subject.sequences[s].fed != reference.sequences[s].fed)
+      return fmt::format("sequence {} was fed other tokens in decode; use --follow", s);
   }
   for (const auto& [file, sum] : reference.weights_sha256) {
     const auto mine = subject.weights_sha256.find(file);
@@ -203,10 +224,14 @@ std::string same_inputs(const Trace& subject, const Trace& reference) {
 std::string self_check(const Trace& trace) {
   std::map<std::tuple<int, int, std::string, std::string>, int> hashes;  // step, row, site, hash -> layer
   for (const TraceEvent& event : trace.events()) {
-    if (broken(event.values)) return fmt::format("{}: {} of step {} holds NaN or infinity", trace.where, event.name(), event.step);
+    if (broken(event.values))
+      return fmt::format("{}: {} of step {} holds NaN or infinity", trace.where, event.name(), event.step);
     if (event.layer == kNoLayer) continue;
-    const auto [known, is_new] = hashes.emplace(std::tuple(event.step, event.row, event.site, event.hash), event.layer);
-    if (!is_new) return fmt::format("{}: {} of step {} is the very same as in layer {}: recorded twice?", trace.where, event.name(), event.step, known->second);
+    const auto [known, is_new] =
+        hashes.emplace(std::tuple(event.step, event.row, event.site, event.hash), event.layer);
+    if (!is_new)
+      return fmt::format("{}: {} of step {} is the very same as in layer {}: recorded twice?", trace.where,
+                         event.name(), event.step, known->second);
   }
   return {};
 }
@@ -223,16 +248,19 @@ void conclude(DiffReport& report) {
   const bool covered = report.unmatched.empty() && report.compared == report.expected && report.compared > 0;
   if (!report.first) {
     report.verdict = covered ? Verdict::within : Verdict::inconclusive;
-    report.reason = covered ? "every site is within the floor" : "no difference, but not every site could be compared";
+    report.reason =
+        covered ? "every site is within the floor" : "no difference, but not every site could be compared";
     return;
   }
   report.verdict = Verdict::divergent;
   const SiteScore& first = *report.first;
-  report.reason = fmt::format("{} step {}, sequence {}, {}, position {}", first.step == 0 ? "prefill," : "decode,", first.step, first.row, first.name(), first.first_bad);
+  report.reason =
+      fmt::format("{} step {}, sequence {}, {}, position {}", first.step == 0 ? "prefill," : "decode,",
+                  first.step, first.row, first.name(), first.first_bad);
 }
 
-// A difference that the logits of its own pass have not inherited is none of computation: the recorded tensors do not
-// fit their own successors.
+// A difference that the logits of its own pass have not inherited is none of computation: the recorded
+// tensors do not fit their own successors.
 void check_inheritance(DiffReport& report) {
   if (!report.first || report.first->site == "logits") return;
   const auto logits = std::ranges::find_if(report.scores, [&](const SiteScore& each) {
@@ -240,8 +268,9 @@ void check_inheritance(DiffReport& report) {
   });
   if (logits == report.scores.end() || logits->score > kBand) return;
   report.verdict = Verdict::inconclusive;
-  report.reason = fmt::format("{} of step {} differs, yet the logits computed from it do not: one of the captures is wrong there",
-                              report.first->name(), report.first->step);
+  report.reason = fmt::format(
+      "{} of step {} differs, yet the logits computed from it do not: one of the captures is wrong there",
+      report.first->name(), report.first->step);
 }
 
 void note_argmax(const Joined& subject, const Joined& reference, double floor, DiffReport& report) {
@@ -252,27 +281,33 @@ void note_argmax(const Joined& subject, const Joined& reference, double floor, D
     const auto ours = std::ranges::max_element(mine->second) - mine->second.begin();
     if (ours == theirs) continue;
     const double margin = row[static_cast<size_t>(theirs)] - row[static_cast<size_t>(ours)];
-    report.notes.push_back(fmt::format("step {}, sequence {}: the likeliest token flips from {} to {} (margin {:.3g}{})", reference.event->step,
-                                       reference.event->row, theirs, ours, margin, margin <= kBand * floor * norm(row) ? ", a tie" : ""));
+    report.notes.push_back(
+        fmt::format("step {}, sequence {}: the likeliest token flips from {} to {} (margin {:.3g}{})",
+                    reference.event->step, reference.event->row, theirs, ours, margin,
+                    margin <= kBand * floor * norm(row) ? ", a tie" : ""));
     return;
   }
 }
 
 }  // namespace
 
-std::string SiteScore::name() const { return layer == kNoLayer ? site : fmt::format("L{:02}.{}", layer, site); }
+std::string SiteScore::name() const {
+  return layer == kNoLayer ? site : fmt::format("L{:02}.{}", layer, site);
+}
 
 Floor::Floor(const std::filesystem::path& file, const std::string& policy) {
   std::ifstream stream(file, std::ios::binary);
   if (!stream) fail(ErrorCode::not_found, "[{}] floor: expected a readable file, got none", file.string());
   const json data = parse_json(std::string{std::istreambuf_iterator<char>(stream), {}}, file.string());
   try {
-    if (data.at("format") != "lockstep-floor" || data.at("version") != 1) throw json::other_error::create(500, "version", nullptr);
+    if (data.at("format") != "lockstep-floor" || data.at("version") != 1)
+      throw json::other_error::create(500, "version", nullptr);
     const json& table = data.at("policies").at(policy);
     prefill_ = table.at("prefill").get<std::map<std::string, double>>();
     decode_ = table.at("decode").get<std::map<std::string, double>>();
   } catch (const json::exception&) {
-    fail(ErrorCode::format, "[{}] floor: expected a floor of version 1 with the policy {}, got another", file.string(), policy);
+    fail(ErrorCode::format, "[{}] floor: expected a floor of version 1 with the policy {}, got another",
+         file.string(), policy);
   }
 }
 
@@ -297,11 +332,15 @@ std::string measure_floor(const Trace& truth, std::span<const Trace> variants, c
       double& worst = (joined.event->step == 0 ? prefill : decode)[joined.event->name()];
       for (const auto& [position, row] : reference->second.rows) {
         const auto mine = joined.rows.find(position);
-        if (mine != joined.rows.end() && mine->second.size() == row.size()) worst = std::max(worst, relative(mine->second, row, usual.row));
+        if (mine != joined.rows.end() && mine->second.size() == row.size())
+          worst = std::max(worst, relative(mine->second, row, usual.row));
       }
     }
   }
-  return json{{"format", "lockstep-floor"}, {"version", 1}, {"policies", {{policy, {{"prefill", prefill}, {"decode", decode}}}}}}.dump(1);
+  return json{{"format", "lockstep-floor"},
+              {"version", 1},
+              {"policies", {{policy, {{"prefill", prefill}, {"decode", decode}}}}}}
+      .dump(1);
 }
 
 DiffReport diff(const Trace& subject, const Trace& reference, const Floor& floor) {
@@ -318,24 +357,30 @@ DiffReport diff(const Trace& subject, const Trace& reference, const Floor& floor
     ++report.expected;
     const auto mine = ours.find(place);
     if (mine == ours.end()) {
-      report.unmatched.push_back(fmt::format("step {}, {}: only in {}", std::get<0>(place), joined.event->name(), reference.engine));
+      report.unmatched.push_back(
+          fmt::format("step {}, {}: only in {}", std::get<0>(place), joined.event->name(), reference.engine));
       continue;
     }
-    if (mine->second.rows.size() != joined.rows.size() || mine->second.rows.begin()->second.size() != joined.rows.begin()->second.size()) {
-      report.unmatched.push_back(fmt::format("step {}, {}: shapes {} and {}", std::get<0>(place), joined.event->name(),
-                                             mine->second.event->shape.str(), joined.event->shape.str()));
+    if (mine->second.rows.size() != joined.rows.size() ||
+        mine->second.rows.begin()->second.size() != joined.rows.begin()->second.size()) {
+      report.unmatched.push_back(fmt::format("step {}, {}: shapes {} and {}", std::get<0>(place),
+                                             joined.event->name(), mine->second.event->shape.str(),
+                                             joined.event->shape.str()));
       continue;
     }
     ++report.compared;
     if (joined.event->site == "router_weights") {
-      const auto logits = theirs.find({std::get<0>(place), std::get<1>(place), std::get<2>(place) - 1, std::get<3>(place)});
+      const auto logits =
+          theirs.find({std::get<0>(place), std::get<1>(place), std::get<2>(place) - 1, std::get<3>(place)});
       if (logits != theirs.end()) comparison.leave_out_ties(mine->second, joined, logits->second);
     }
     report.scores.push_back(comparison.score(mine->second, joined));
     if (joined.event->site == "logits") note_argmax(mine->second, joined, report.scores.back().floor, report);
   }
   for (const auto& [place, joined] : ours) {
-    if (!theirs.contains(place)) report.unmatched.push_back(fmt::format("step {}, {}: only in {}", std::get<0>(place), joined.event->name(), subject.engine));
+    if (!theirs.contains(place))
+      report.unmatched.push_back(
+          fmt::format("step {}, {}: only in {}", std::get<0>(place), joined.event->name(), subject.engine));
   }
   conclude(report);
   check_inheritance(report);
@@ -351,7 +396,8 @@ class Replayer : public Observer {
     for (const TraceEvent& event : reference.events()) {
       for (int64_t t = 0; t < event.shape[0]; ++t) {
         const auto width = event.values.size() / static_cast<size_t>(event.shape[0]);
-        known_[{event.step, event.row, event.layer, event.site, event.first_position + t}] = event.values.subspan(static_cast<size_t>(t) * width, width);
+        known_[{event.step, event.row, event.layer, event.site, event.first_position + t}] =
+            event.values.subspan(static_cast<size_t>(t) * width, width);
       }
       axes_[event.site] = event.axes;
     }
@@ -387,7 +433,8 @@ class Replayer : public Observer {
 
 }  // namespace
 
-DiffReport replay(const std::filesystem::path& path, const TraceOptions& options, const Trace& reference, const Floor& floor) {
+DiffReport replay(const std::filesystem::path& path, const TraceOptions& options, const Trace& reference,
+                  const Floor& floor) {
   const auto model = Model::load(path, options.model);
   TraceOptions fed = options;
   fed.sequences = reference.sequences;
@@ -408,7 +455,8 @@ DiffReport replay(const std::filesystem::path& path, const TraceOptions& options
     ++report.expected;
     const auto found = mine.find(place);
     if (found == mine.end()) {
-      report.unmatched.push_back(fmt::format("step {}, {}: not computed here", std::get<0>(place), joined.event->name()));
+      report.unmatched.push_back(
+          fmt::format("step {}, {}: not computed here", std::get<0>(place), joined.event->name()));
       continue;
     }
     ++report.compared;

@@ -14,7 +14,8 @@ using Seen = std::map<Site, Tensor>;
 using Sequences = std::vector<Trace::Sequence>;
 using Why = std::optional<std::string>;
 
-// x: [T, H, D], rotated in place at `position(t)`; the first `dims` of D, pairs (i, i + dims / 2) or neighbours.
+// x: [T, H, D], rotated in place at `position(t)`; the first `dims` of D, pairs (i, i + dims / 2) or
+// neighbours.
 template <typename Position>
 void rotate(Tensor& x, int64_t dims, bool neighbours, double theta, Position position) {
   const int64_t heads = x.shape()[1], width = x.shape()[2], half = dims / 2;
@@ -22,7 +23,8 @@ void rotate(Tensor& x, int64_t dims, bool neighbours, double theta, Position pos
     for (int64_t h = 0; h < heads; ++h) {
       float* row = x.row(t) + h * width;
       for (int64_t i = 0; i < half; ++i) {
-        const double angle = position(t) * std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(dims));
+        const double angle =
+            position(t) * std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(dims));
         float& a = row[neighbours ? 2 * i : i];
         float& b = row[neighbours ? 2 * i + 1 : i + half];
         const double first = a, second = b;
@@ -77,19 +79,31 @@ Why needs_experts(const ModelFacts& facts, const Sequences&) {
 Why always(const ModelFacts&, const Sequences&) { return {}; }
 
 json without_rope_scaling(const ModelFacts& facts) {
-  return {{"rope_scaling", nullptr}, {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", facts.theta},
-          {"factor", nullptr}, {"low_freq_factor", nullptr}, {"high_freq_factor", nullptr}, {"attention_factor", nullptr},
-          {"beta_fast", nullptr}, {"beta_slow", nullptr}, {"original_max_position_embeddings", nullptr}}}};
+  return {{"rope_scaling", nullptr},
+          {"rope_parameters",
+           {{"rope_type", "default"},
+            {"rope_theta", facts.theta},
+            {"factor", nullptr},
+            {"low_freq_factor", nullptr},
+            {"high_freq_factor", nullptr},
+            {"attention_factor", nullptr},
+            {"beta_fast", nullptr},
+            {"beta_slow", nullptr},
+            {"original_max_position_embeddings", nullptr}}}};
 }
 
 // YaRN's factor of Q and K, 0.1 ln(factor) + 1 unless given (Peng et al. 2023).
 double yarn_factor(const ModelFacts& facts) {
-  const json& rope = facts.config.contains("rope_parameters") ? facts.config["rope_parameters"] : facts.config["rope_scaling"];
-  if (rope.contains("attention_factor") && rope["attention_factor"].is_number()) return rope["attention_factor"];
+  const json& rope = facts.config.contains("rope_parameters") ? facts.config["rope_parameters"]
+                                                              : facts.config["rope_scaling"];
+  if (rope.contains("attention_factor") && rope["attention_factor"].is_number())
+    return rope["attention_factor"];
   return 0.1 * std::log(rope["factor"].get<double>()) + 1;
 }
 json with_yarn_factor(const ModelFacts& facts, double factor) {
-  const char* key = facts.config.contains("rope_parameters") && !facts.config["rope_parameters"].is_null() ? "rope_parameters" : "rope_scaling";
+  const char* key = facts.config.contains("rope_parameters") && !facts.config["rope_parameters"].is_null()
+                        ? "rope_parameters"
+                        : "rope_scaling";
   return {{key, {{"attention_factor", factor}}}};
 }
 
@@ -104,7 +118,8 @@ std::vector<float> vector_of(const ModelFacts& facts, const std::string& name) {
 std::vector<int64_t> tiled(const ModelFacts& facts) {
   const int64_t group = facts.heads / facts.kv_heads;
   std::vector<int64_t> place(static_cast<size_t>(facts.heads));
-  for (int64_t h = 0; h < facts.heads; ++h) place[static_cast<size_t>(h)] = h % facts.kv_heads * group + h / facts.kv_heads;
+  for (int64_t h = 0; h < facts.heads; ++h)
+    place[static_cast<size_t>(h)] = h % facts.kv_heads * group + h / facts.kv_heads;
   return place;
 }
 void permute_heads(Tensor& x, const std::vector<int64_t>& to, bool back) {
@@ -143,155 +158,322 @@ Injection::Hook at(Site where, Change change) {
   };
 }
 
-Fault fault(std::string name, int kind, std::string summary, std::string site, std::string heads = "", bool decode = false, int row = 0) {
+Fault fault(std::string name, int kind, std::string summary, std::string site, std::string heads = "",
+            bool decode = false, int row = 0) {
   return {std::move(name), kind, std::move(summary), std::move(site), decode, std::move(heads), row};
 }
 
 std::vector<Injection> rope_faults() {
   std::vector<Injection> all;
-  all.push_back({fault("rope-interleaved", 1, "rotates neighbours where halves are paired", "q_rope", "all"), default_rope, {},
+  all.push_back({fault("rope-interleaved", 1, "rotates neighbours where halves are paired", "q_rope", "all"),
+                 default_rope,
+                 {},
                  rotated_anew([](const ModelFacts& f, const PassRows& rows, Tensor& x) {
-                   rotate(x, f.head_dim, true, f.theta, [&](int64_t t) { return rows.positions[static_cast<size_t>(t)]; });
-                 }), {}, kBeforeRope});
-  all.push_back({fault("qk-not-unpermuted", 1, "leaves Q and K in the row order of GGUF files", "q_proj", "all"), always, {},
-                 [](const ModelFacts& f, const PassRows&, int, Site site, Tensor& x, Seen&) {
-                   if (site == Site::q_proj) unpermute_columns(x, f.heads);
-                   if (site == Site::k_proj) unpermute_columns(x, f.kv_heads);
-                 }, {}, {}});
-  all.push_back({fault("k-unpermuted-by-query-heads", 2, "un-permutes K with the number of query heads", "k_proj", "all"),
+                   rotate(x, f.head_dim, true, f.theta,
+                          [&](int64_t t) { return rows.positions[static_cast<size_t>(t)]; });
+                 }),
+                 {},
+                 kBeforeRope});
+  all.push_back(
+      {fault("qk-not-unpermuted", 1, "leaves Q and K in the row order of GGUF files", "q_proj", "all"),
+       always,
+       {},
+       [](const ModelFacts& f, const PassRows&, int, Site site, Tensor& x, Seen&) {
+         if (site == Site::q_proj) unpermute_columns(x, f.heads);
+         if (site == Site::k_proj) unpermute_columns(x, f.kv_heads);
+       },
+       {},
+       {}});
+  all.push_back({fault("k-unpermuted-by-query-heads", 2, "un-permutes K with the number of query heads",
+                       "k_proj", "all"),
                  [](const ModelFacts& f, const Sequences&) {
-                   return f.heads == f.kv_heads || f.kv_heads * f.head_dim % (2 * f.heads) != 0 ? Why("heads do not divide so") : Why();
-                 }, {}, at(Site::k_proj, [](const ModelFacts& f, const PassRows&, int, Tensor& x, Seen&) { unpermute_columns(x, f.heads); }), {}, {}});
+                   return f.heads == f.kv_heads || f.kv_heads * f.head_dim % (2 * f.heads) != 0
+                              ? Why("heads do not divide so")
+                              : Why();
+                 },
+                 {},
+                 at(Site::k_proj, [](const ModelFacts& f, const PassRows&, int, Tensor& x,
+                                     Seen&) { unpermute_columns(x, f.heads); }),
+                 {},
+                 {}});
   for (const char* type : {"linear", "llama3", "yarn"}) {
-    all.push_back({fault(std::string("rope-") + type + "-ignored", 3, std::string("leaves out the ") + type + " scaling", "q_rope", "all"),
-                   [=](const ModelFacts& f, const Sequences&) { return scaled(type, f); }, without_rope_scaling, {}, {}, {}});
+    all.push_back({fault(std::string("rope-") + type + "-ignored", 3,
+                         std::string("leaves out the ") + type + " scaling", "q_rope", "all"),
+                   [=](const ModelFacts& f, const Sequences&) { return scaled(type, f); },
+                   without_rope_scaling,
+                   {},
+                   {},
+                   {}});
   }
-  all.push_back({fault("rope-half-the-dims", 3, "rotates only half of each head", "q_rope", "all"), default_rope, {},
+  all.push_back({fault("rope-half-the-dims", 3, "rotates only half of each head", "q_rope", "all"),
+                 default_rope,
+                 {},
                  rotated_anew([](const ModelFacts& f, const PassRows& rows, Tensor& x) {
-                   rotate(x, f.head_dim / 4 * 2, false, f.theta, [&](int64_t t) { return rows.positions[static_cast<size_t>(t)]; });
-                 }), {}, kBeforeRope});
-  all.push_back({fault("rope-theta", 3, "ten times the base", "q_rope", "all"), default_rope,
-                 [](const ModelFacts& f) { return json{{"rope_theta", nullptr}, {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", f.theta * 10}}}}; }, {}, {}, {}});
+                   rotate(x, f.head_dim / 4 * 2, false, f.theta,
+                          [&](int64_t t) { return rows.positions[static_cast<size_t>(t)]; });
+                 }),
+                 {},
+                 kBeforeRope});
+  all.push_back({fault("rope-theta", 3, "ten times the base", "q_rope", "all"),
+                 default_rope,
+                 [](const ModelFacts& f) {
+                   return json{{"rope_theta", nullptr},
+                               {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", f.theta * 10}}}};
+                 },
+                 {},
+                 {},
+                 {}});
   all.push_back({fault("yarn-mscale-missing", 4, "leaves out YaRN's factor of Q and K", "q_rope", "all"),
-                 [](const ModelFacts& f, const Sequences&) { return scaled("yarn", f); }, [](const ModelFacts& f) { return with_yarn_factor(f, 1.0); }, {}, {}, {}});
+                 [](const ModelFacts& f, const Sequences&) { return scaled("yarn", f); },
+                 [](const ModelFacts& f) { return with_yarn_factor(f, 1.0); },
+                 {},
+                 {},
+                 {}});
   all.push_back({fault("yarn-mscale-twice", 4, "applies YaRN's factor twice", "q_rope", "all"),
                  [](const ModelFacts& f, const Sequences&) { return scaled("yarn", f); },
-                 [](const ModelFacts& f) { return with_yarn_factor(f, yarn_factor(f) * yarn_factor(f)); }, {}, {}, {}});
-  all.push_back({fault("rope-flatten-heads", 5, "with L = 1 rotates head 0 and loses the others", "q_rope", "1-", true), needs_decode, {},
-                 [](const ModelFacts&, const PassRows& rows, int, Site site, Tensor& x, Seen&) {
-                   if (!is_rope(site) || rows.step == 0) return;
-                   for (int64_t t = 0; t < x.shape()[0]; ++t) std::fill(x.row(t) + x.shape()[2], x.row(t) + x.row_size(), 0.0F);
-                 }, {}, {}});
-  all.push_back({fault("rope-offset-of-row-0", 5, "with L = 1 rotates every row of the batch at the position of row 0", "q_rope", "all", true, 1),
-                 [](const ModelFacts& f, const Sequences& s) { return needs_rows(f, s) ? needs_rows(f, s) : default_rope(f, s); }, {},
-                 [](const ModelFacts& f, const PassRows& rows, int, Site site, Tensor& x, Seen& seen) {
-                   if (!is_rope(site) || rows.step == 0) return;
-                   x = seen.at(unrotated(site)).clone();
-                   rotate(x, f.head_dim, false, f.theta, [&](int64_t) { return rows.positions[0]; });
-                 }, {}, kBeforeRope});
-  all.push_back({fault("decode-position", 20, "counts one position too many after the prefill", "q_rope", "all", true),
-                 [](const ModelFacts& f, const Sequences& s) { return needs_decode(f, s) ? needs_decode(f, s) : default_rope(f, s); }, {},
-                 [](const ModelFacts& f, const PassRows& rows, int, Site site, Tensor& x, Seen& seen) {
-                   if (!is_rope(site) || rows.step == 0) return;
-                   x = seen.at(unrotated(site)).clone();
-                   rotate(x, f.head_dim, false, f.theta, [&](int64_t t) { return rows.positions[static_cast<size_t>(t)] + 1; });
-                 }, {}, kBeforeRope});
+                 [](const ModelFacts& f) { return with_yarn_factor(f, yarn_factor(f) * yarn_factor(f)); },
+                 {},
+                 {},
+                 {}});
+  all.push_back(
+      {fault("rope-flatten-heads", 5, "with L = 1 rotates head 0 and loses the others", "q_rope", "1-", true),
+       needs_decode,
+       {},
+       [](const ModelFacts&, const PassRows& rows, int, Site site, Tensor& x, Seen&) {
+         if (!is_rope(site) || rows.step == 0) return;
+         for (int64_t t = 0; t < x.shape()[0]; ++t)
+           std::fill(x.row(t) + x.shape()[2], x.row(t) + x.row_size(), 0.0F);
+       },
+       {},
+       {}});
+  all.push_back(
+      {fault("rope-offset-of-row-0", 5, "with L = 1 rotates every row of the batch at the position of row 0",
+             "q_rope", "all", true, 1),
+       [](const ModelFacts& f, const Sequences& s) {
+         return needs_rows(f, s) ? needs_rows(f, s) : default_rope(f, s);
+       },
+       {},
+       [](const ModelFacts& f, const PassRows& rows, int, Site site, Tensor& x, Seen& seen) {
+         if (!is_rope(site) || rows.step == 0) return;
+         x = seen.at(unrotated(site)).clone();
+         rotate(x, f.head_dim, false, f.theta, [&](int64_t) { return rows.positions[0]; });
+       },
+       {},
+       kBeforeRope});
+  all.push_back(
+      {fault("decode-position", 20, "counts one position too many after the prefill", "q_rope", "all", true),
+       [](const ModelFacts& f, const Sequences& s) {
+         return needs_decode(f, s) ? needs_decode(f, s) : default_rope(f, s);
+       },
+       {},
+       [](const ModelFacts& f, const PassRows& rows, int, Site site, Tensor& x, Seen& seen) {
+         if (!is_rope(site) || rows.step == 0) return;
+         x = seen.at(unrotated(site)).clone();
+         rotate(x, f.head_dim, false, f.theta,
+                [&](int64_t t) { return rows.positions[static_cast<size_t>(t)] + 1; });
+       },
+       {},
+       kBeforeRope});
   all.push_back({fault("chunk-position", 22, "starts positions anew with every chunk of 8", "q_rope", "all"),
-                 [](const ModelFacts& f, const Sequences& s) { return longest(s) <= 8 ? Why("the text is no longer than a chunk") : default_rope(f, s); }, {},
+                 [](const ModelFacts& f, const Sequences& s) {
+                   return longest(s) <= 8 ? Why("the text is no longer than a chunk") : default_rope(f, s);
+                 },
+                 {},
                  rotated_anew([](const ModelFacts& f, const PassRows& rows, Tensor& x) {
-                   rotate(x, f.head_dim, false, f.theta, [&](int64_t t) { return rows.step == 0 ? rows.positions[static_cast<size_t>(t)] % 8 : rows.positions[static_cast<size_t>(t)]; });
-                 }), {}, kBeforeRope});
-  all.push_back({fault("left-pad-positions", 23, "counts three tokens of padding as positions after the prefill", "q_rope", "all", true),
-                 [](const ModelFacts& f, const Sequences& s) { return needs_decode(f, s) ? needs_decode(f, s) : default_rope(f, s); }, {},
-                 [](const ModelFacts& f, const PassRows& rows, int, Site site, Tensor& x, Seen& seen) {
-                   if (!is_rope(site) || rows.step == 0) return;
-                   x = seen.at(unrotated(site)).clone();
-                   rotate(x, f.head_dim, false, f.theta, [&](int64_t t) { return rows.positions[static_cast<size_t>(t)] + 3; });
-                 }, {}, kBeforeRope});
+                   rotate(x, f.head_dim, false, f.theta, [&](int64_t t) {
+                     return rows.step == 0 ? rows.positions[static_cast<size_t>(t)] % 8
+                                           : rows.positions[static_cast<size_t>(t)];
+                   });
+                 }),
+                 {},
+                 kBeforeRope});
+  all.push_back(
+      {fault("left-pad-positions", 23, "counts three tokens of padding as positions after the prefill",
+             "q_rope", "all", true),
+       [](const ModelFacts& f, const Sequences& s) {
+         return needs_decode(f, s) ? needs_decode(f, s) : default_rope(f, s);
+       },
+       {},
+       [](const ModelFacts& f, const PassRows& rows, int, Site site, Tensor& x, Seen& seen) {
+         if (!is_rope(site) || rows.step == 0) return;
+         x = seen.at(unrotated(site)).clone();
+         rotate(x, f.head_dim, false, f.theta,
+                [&](int64_t t) { return rows.positions[static_cast<size_t>(t)] + 3; });
+       },
+       {},
+       kBeforeRope});
   return all;
 }
 
 std::vector<Injection> attention_faults() {
   std::vector<Injection> all;
   all.push_back({fault("gqa-tiled", 6, "gives query head h the KV head h % Hkv", "attn_ctx", "some"),
-                 [](const ModelFacts& f, const Sequences&) { return f.kv_heads == 1 || f.kv_heads == f.heads ? Why("every head has the same choice") : Why(); }, {},
-                 at(Site::attn_ctx, [](const ModelFacts& f, const PassRows&, int, Tensor& x, Seen&) { permute_heads(x, tiled(f), true); }),
-                 at(Site::q_rope, [](const ModelFacts& f, const PassRows&, int, Tensor& x, Seen&) { permute_heads(x, tiled(f), false); }), {}});
+                 [](const ModelFacts& f, const Sequences&) {
+                   return f.kv_heads == 1 || f.kv_heads == f.heads ? Why("every head has the same choice")
+                                                                   : Why();
+                 },
+                 {},
+                 at(Site::attn_ctx, [](const ModelFacts& f, const PassRows&, int, Tensor& x,
+                                       Seen&) { permute_heads(x, tiled(f), true); }),
+                 at(Site::q_rope, [](const ModelFacts& f, const PassRows&, int, Tensor& x,
+                                     Seen&) { permute_heads(x, tiled(f), false); }),
+                 {}});
   for (const int by : {-1, 1}) {
-    all.push_back({fault(by < 0 ? "window-one-short" : "window-one-long", 7, by < 0 ? "sees a key too few" : "sees a key too many", "attn_ctx", "all"),
-                   needs_window, [=](const ModelFacts& f) { return json{{"sliding_window", f.window + by}}; }, {}, {}, {}});
+    all.push_back({fault(by < 0 ? "window-one-short" : "window-one-long", 7,
+                         by < 0 ? "sees a key too few" : "sees a key too many", "attn_ctx", "all"),
+                   needs_window,
+                   [=](const ModelFacts& f) { return json{{"sliding_window", f.window + by}}; },
+                   {},
+                   {},
+                   {}});
   }
-  all.push_back({fault("window-missing", 8, "sees all keys", "attn_ctx", "all"), needs_window,
-                 [](const ModelFacts&) { return json{{"sliding_window", 1 << 20}}; }, {}, {}, {}});
-  all.push_back({fault("kv-lost-in-decode", 21, "does not keep the keys of decode steps", "attn_ctx", "all", true), needs_decode, {}, {},
-                 [](const ModelFacts&, const PassRows& rows, int, Site site, Tensor& x, Seen&) {
-                   if ((site == Site::k_rope || site == Site::v_proj) && rows.step > 0) scale(x, 0);
-                 }, {}});
-  all.push_back({fault("rows-share-keys", 24, "gives every sequence the keys of the first", "attn_ctx", "all", true, 1), needs_rows, {}, {},
-                 [](const ModelFacts&, const PassRows& rows, int, Site site, Tensor& x, Seen&) {
-                   if ((site != Site::k_rope && site != Site::v_proj) || rows.step == 0) return;
-                   for (int64_t t = 1; t < x.shape()[0]; ++t) std::copy_n(x.row(0), x.row_size(), x.row(t));
-                 }, {}});
+  all.push_back({fault("window-missing", 8, "sees all keys", "attn_ctx", "all"),
+                 needs_window,
+                 [](const ModelFacts&) { return json{{"sliding_window", 1 << 20}}; },
+                 {},
+                 {},
+                 {}});
+  all.push_back(
+      {fault("kv-lost-in-decode", 21, "does not keep the keys of decode steps", "attn_ctx", "all", true),
+       needs_decode,
+       {},
+       {},
+       [](const ModelFacts&, const PassRows& rows, int, Site site, Tensor& x, Seen&) {
+         if ((site == Site::k_rope || site == Site::v_proj) && rows.step > 0) scale(x, 0);
+       },
+       {}});
+  all.push_back(
+      {fault("rows-share-keys", 24, "gives every sequence the keys of the first", "attn_ctx", "all", true, 1),
+       needs_rows,
+       {},
+       {},
+       [](const ModelFacts&, const PassRows& rows, int, Site site, Tensor& x, Seen&) {
+         if ((site != Site::k_rope && site != Site::v_proj) || rows.step == 0) return;
+         for (int64_t t = 1; t < x.shape()[0]; ++t) std::copy_n(x.row(0), x.row_size(), x.row(t));
+       },
+       {}});
   return all;
 }
 
 std::vector<Injection> layer_faults() {
   std::vector<Injection> all;
-  all.push_back({fault("norm-plus-one", 9, "multiplies by 1 + weight", "attn_norm"), always, {},
-                 at(Site::attn_norm, [](const ModelFacts& f, const PassRows&, int layer, Tensor& x, Seen&) {
-                   const auto weight = vector_of(f, "model.layers." + std::to_string(layer) + ".input_layernorm.weight");
-                   for (int64_t t = 0; t < x.shape()[0]; ++t) {
-                     for (int64_t d = 0; d < x.row_size(); ++d) {
-                       const float w = weight[static_cast<size_t>(d)];
-                       if (w != 0) x.row(t)[d] *= (1 + w) / w;
-                     }
-                   }
-                 }), {}, {}});
-  all.push_back({fault("norm-eps", 10, "a thousand times the epsilon", "attn_norm"), always,
-                 [](const ModelFacts& f) { return json{{"rms_norm_eps", 1000 * f.config.value("rms_norm_eps", 1e-5)}}; }, {}, {}, {}});
-  all.push_back({fault("gelu", 11, "GELU in place of SiLU", "act"), [](const ModelFacts& f, const Sequences&) { return f.experts > 0 ? Why("experts keep theirs inside") : Why(); }, {},
-                 at(Site::act, [](const ModelFacts&, const PassRows&, int, Tensor& x, Seen& seen) {
-                   const auto gate = seen.at(Site::gate).values();
-                   const auto up = seen.at(Site::up).values();
-                   for (size_t i = 0; i < gate.size(); ++i) x.data()[i] = 0.5F * gate[i] * (1 + std::erf(gate[i] * 0.70710678F)) * up[i];
-                 }), {}, {Site::gate, Site::up}});
-  all.push_back({fault("embedding-scale", 12, "multiplies the embedding by sqrt(hidden)", "embed"), always, {},
-                 at(Site::embed, [](const ModelFacts& f, const PassRows&, int, Tensor& x, Seen&) { scale(x, std::sqrt(static_cast<float>(f.hidden))); }), {}, {}});
-  all.push_back({fault("logit-softcap", 12, "caps the logits at 5", "logits"), always, {},
-                 at(Site::logits, [](const ModelFacts&, const PassRows&, int, Tensor& x, Seen&) { for (float& v : x.values()) v = 5 * std::tanh(v / 5); }), {}, {}});
+  all.push_back({fault("norm-plus-one", 9, "multiplies by 1 + weight", "attn_norm"),
+                 always,
+                 {},
+                 at(Site::attn_norm,
+                    [](const ModelFacts& f, const PassRows&, int layer, Tensor& x, Seen&) {
+                      const auto weight =
+                          vector_of(f, "model.layers." + std::to_string(layer) + ".input_layernorm.weight");
+                      for (int64_t t = 0; t < x.shape()[0]; ++t) {
+                        for (int64_t d = 0; d < x.row_size(); ++d) {
+                          const float w = weight[static_cast<size_t>(d)];
+                          if (w != 0) x.row(t)[d] *= (1 + w) / w;
+                        }
+                      }
+                    }),
+                 {},
+                 {}});
+  all.push_back({fault("norm-eps", 10, "a thousand times the epsilon", "attn_norm"),
+                 always,
+                 [](const ModelFacts& f) {
+                   return json{{"rms_norm_eps", 1000 * f.config.value("rms_norm_eps", 1e-5)}};
+                 },
+                 {},
+                 {},
+                 {}});
+  all.push_back({fault("gelu", 11, "GELU in place of SiLU", "act"),
+                 [](const ModelFacts& f, const Sequences&) {
+                   return f.experts > 0 ? Why("experts keep theirs inside") : Why();
+                 },
+                 {},
+                 at(Site::act,
+                    [](const ModelFacts&, const PassRows&, int, Tensor& x, Seen& seen) {
+                      const auto gate = seen.at(Site::gate).values();
+                      const auto up = seen.at(Site::up).values();
+                      for (size_t i = 0; i < gate.size(); ++i)
+                        x.data()[i] = 0.5F * gate[i] * (1 + std::erf(gate[i] * 0.70710678F)) * up[i];
+                    }),
+                 {},
+                 {Site::gate, Site::up}});
+  all.push_back({fault("embedding-scale", 12, "multiplies the embedding by sqrt(hidden)", "embed"),
+                 always,
+                 {},
+                 at(Site::embed, [](const ModelFacts& f, const PassRows&, int, Tensor& x,
+                                    Seen&) { scale(x, std::sqrt(static_cast<float>(f.hidden))); }),
+                 {},
+                 {}});
+  all.push_back({fault("logit-softcap", 12, "caps the logits at 5", "logits"),
+                 always,
+                 {},
+                 at(Site::logits,
+                    [](const ModelFacts&, const PassRows&, int, Tensor& x, Seen&) {
+                      for (float& v : x.values()) v = 5 * std::tanh(v / 5);
+                    }),
+                 {},
+                 {}});
   all.push_back({fault("bias-dropped", 14, "leaves out the biases of Q", "q_proj", "all"),
-                 [](const ModelFacts& f, const Sequences&) { return f.checkpoint->find("model.layers.0.self_attn.q_proj.bias") == nullptr ? Why("the model has no biases") : Why(); }, {},
-                 at(Site::q_proj, [](const ModelFacts& f, const PassRows&, int layer, Tensor& x, Seen&) {
-                   const auto bias = vector_of(f, "model.layers." + std::to_string(layer) + ".self_attn.q_proj.bias");
-                   for (int64_t t = 0; t < x.shape()[0]; ++t) for (size_t d = 0; d < bias.size(); ++d) x.row(t)[d] -= bias[d];
-                 }), {}, {}});
-  all.push_back({fault("router-not-renormalised", 15, "keeps the probabilities of the chosen experts as they are", "router_weights"), needs_experts, {},
-                 at(Site::router_weights, [](const ModelFacts&, const PassRows&, int, Tensor& x, Seen& seen) {
-                   const Tensor& logits = seen.at(Site::router_logits);
-                   for (int64_t t = 0; t < x.shape()[0]; ++t) {
-                     double total = 0;
-                     for (int64_t e = 0; e < x.row_size(); ++e) total += std::exp(logits.row(t)[e]);
-                     for (int64_t e = 0; e < x.row_size(); ++e) if (x.row(t)[e] != 0) x.row(t)[e] = static_cast<float>(std::exp(logits.row(t)[e]) / total);
-                   }
-                 }), {}, {Site::router_logits}});
-  all.push_back({fault("router-top-1", 15, "sends each token to its best expert alone", "router_weights"), needs_experts, {},
-                 at(Site::router_weights, [](const ModelFacts&, const PassRows&, int, Tensor& x, Seen&) {
-                   for (int64_t t = 0; t < x.shape()[0]; ++t) {
-                     float* best = std::max_element(x.row(t), x.row(t) + x.row_size());
-                     std::fill_n(x.row(t), x.row_size(), 0.0F);
-                     *best = 1;
-                   }
-                 }), {}, {}});
-  all.push_back({fault("experts-swapped", 16, "hands the rows of an expert to the next one", "moe_out"), needs_experts, {}, {},
-                 at(Site::router_weights, [](const ModelFacts&, const PassRows&, int, Tensor& x, Seen&) {
-                   for (int64_t t = 0; t < x.shape()[0]; ++t) std::rotate(x.row(t), x.row(t) + 1, x.row(t) + x.row_size());
-                 }), {}});
+                 [](const ModelFacts& f, const Sequences&) {
+                   return f.checkpoint->find("model.layers.0.self_attn.q_proj.bias") == nullptr
+                              ? Why("the model has no biases")
+                              : Why();
+                 },
+                 {},
+                 at(Site::q_proj,
+                    [](const ModelFacts& f, const PassRows&, int layer, Tensor& x, Seen&) {
+                      const auto bias =
+                          vector_of(f, "model.layers." + std::to_string(layer) + ".self_attn.q_proj.bias");
+                      for (int64_t t = 0; t < x.shape()[0]; ++t)
+                        for (size_t d = 0; d < bias.size(); ++d) x.row(t)[d] -= bias[d];
+                    }),
+                 {},
+                 {}});
+  all.push_back({fault("router-not-renormalised", 15,
+                       "keeps the probabilities of the chosen experts as they are", "router_weights"),
+                 needs_experts,
+                 {},
+                 at(Site::router_weights,
+                    [](const ModelFacts&, const PassRows&, int, Tensor& x, Seen& seen) {
+                      const Tensor& logits = seen.at(Site::router_logits);
+                      for (int64_t t = 0; t < x.shape()[0]; ++t) {
+                        double total = 0;
+                        for (int64_t e = 0; e < x.row_size(); ++e) total += std::exp(logits.row(t)[e]);
+                        for (int64_t e = 0; e < x.row_size(); ++e)
+                          if (x.row(t)[e] != 0)
+                            x.row(t)[e] = static_cast<float>(std::exp(logits.row(t)[e]) / total);
+                      }
+                    }),
+                 {},
+                 {Site::router_logits}});
+  all.push_back({fault("router-top-1", 15, "sends each token to its best expert alone", "router_weights"),
+                 needs_experts,
+                 {},
+                 at(Site::router_weights,
+                    [](const ModelFacts&, const PassRows&, int, Tensor& x, Seen&) {
+                      for (int64_t t = 0; t < x.shape()[0]; ++t) {
+                        float* best = std::max_element(x.row(t), x.row(t) + x.row_size());
+                        std::fill_n(x.row(t), x.row_size(), 0.0F);
+                        *best = 1;
+                      }
+                    }),
+                 {},
+                 {}});
+  all.push_back({fault("experts-swapped", 16, "hands the rows of an expert to the next one", "moe_out"),
+                 needs_experts,
+                 {},
+                 {},
+                 at(Site::router_weights,
+                    [](const ModelFacts&, const PassRows&, int, Tensor& x, Seen&) {
+                      for (int64_t t = 0; t < x.shape()[0]; ++t)
+                        std::rotate(x.row(t), x.row(t) + 1, x.row(t) + x.row_size());
+                    }),
+                 {}});
   return all;
 }
 
 }  // namespace
 
-ModelFacts::ModelFacts(const Checkpoint& from) : checkpoint(&from), config(json::parse(from.config().json())) {
+ModelFacts::ModelFacts(const Checkpoint& from)
+    : checkpoint(&from), config(json::parse(from.config().json())) {
   const Config& c = from.config();
   heads = c.integer("num_attention_heads");
   kv_heads = c.integer("num_key_value_heads", heads);
@@ -301,7 +483,8 @@ ModelFacts::ModelFacts(const Checkpoint& from) : checkpoint(&from), config(json:
   window = c.boolean("use_sliding_window", true) ? c.integer("sliding_window", 0) : 0;
   experts = c.integer("num_local_experts", 0);
   chosen = c.integer("num_experts_per_tok", 2);
-  const Config* rope = c.object("rope_parameters") != nullptr ? c.object("rope_parameters") : c.object("rope_scaling");
+  const Config* rope =
+      c.object("rope_parameters") != nullptr ? c.object("rope_parameters") : c.object("rope_scaling");
   theta = c.number("rope_theta", rope != nullptr ? rope->number("rope_theta", 10000.0) : 10000.0);
   if (rope != nullptr) rope_type = rope->text("rope_type", rope->text("type", "default"));
 }

@@ -31,10 +31,12 @@ struct PassRows {
   std::vector<int> sequences;      // [T]
 };
 
-/// Damages tensors. What is done `before` a site is recorded shows there; what is done `after` shows only in what is
-/// computed from it: so a fault inside an operation damages its inputs after and repairs its outputs before.
+/// Damages tensors. What is done `before` a site is recorded shows there; what is done `after` shows only in
+/// what is computed from it: so a fault inside an operation damages its inputs after and repairs its outputs
+/// before.
 struct Injection {
-  using Hook = std::function<void(const ModelFacts&, const PassRows&, int layer, Site, Tensor&, std::map<Site, Tensor>& seen)>;
+  using Hook = std::function<void(const ModelFacts&, const PassRows&, int layer, Site, Tensor&,
+                                  std::map<Site, Tensor>& seen)>;
 
   Fault fault;
   /// Why it cannot act here; nothing: it can.

@@ -10,7 +10,7 @@
 namespace lockstep {
 
 /// Runs them; `rows` tells the observer behind `taps` which rows are being computed. Returns what was fed.
-std::vector<Trace::Sequence> run_passes(const std::shared_ptr<const Model>& model, const TraceOptions& options,
-                                        PassRows& rows, Taps& taps);
+std::vector<Trace::Sequence> run_passes(const std::shared_ptr<const Model>& model,
+                                        const TraceOptions& options, PassRows& rows, Taps& taps);
 
 }  // namespace lockstep

@@ -15,9 +15,14 @@ namespace {
 
 std::string axes_of(Site site) {
   switch (site) {
-    case Site::q_proj: case Site::k_proj: case Site::v_proj: case Site::q_rope: case Site::k_rope: case Site::attn_ctx:
-      return "T H D";
-    case Site::router_logits: case Site::router_weights: return "T E";
+    case Site::q_proj:
+    case Site::k_proj:
+    case Site::v_proj:
+    case Site::q_rope:
+    case Site::k_rope:
+    case Site::attn_ctx: return "T H D";
+    case Site::router_logits:
+    case Site::router_weights: return "T E";
     default: return "T C";
   }
 }
@@ -25,7 +30,8 @@ std::string axes_of(Site site) {
 bool in_level(Site site, int level) {
   if (level >= 2) return true;
   if (site == Site::logits) return true;
-  return level == 1 && (site == Site::embed || site == Site::attn_resid || site == Site::ffn_resid || site == Site::final_norm);
+  return level == 1 && (site == Site::embed || site == Site::attn_resid || site == Site::ffn_resid ||
+                        site == Site::final_norm);
 }
 
 class Recorder : public Observer {
@@ -36,10 +42,12 @@ class Recorder : public Observer {
       : sink_(std::move(sink)), level_(level), rows_(rows), facts_(facts), injection_(injection) {}
 
   void observe(int layer, Site site, Tensor& tensor) override {
-    if (injection_ != nullptr && injection_->before) injection_->before(facts_, rows_, layer, site, tensor, seen_);
+    if (injection_ != nullptr && injection_->before)
+      injection_->before(facts_, rows_, layer, site, tensor, seen_);
     if (in_level(site, level_)) record(layer, site, tensor);
     if (injection_ == nullptr) return;
-    if (std::ranges::find(injection_->keeps, site) != injection_->keeps.end()) seen_.insert_or_assign(site, tensor.clone());
+    if (std::ranges::find(injection_->keeps, site) != injection_->keeps.end())
+      seen_.insert_or_assign(site, tensor.clone());
     if (injection_->after) injection_->after(facts_, rows_, layer, site, tensor, seen_);
   }
 
@@ -49,7 +57,9 @@ class Recorder : public Observer {
     const int64_t rows = tensor.shape()[0];
     for (int64_t begin = 0; begin < rows;) {
       int64_t end = begin;
-      while (end < rows && rows_.sequences[static_cast<size_t>(end)] == rows_.sequences[static_cast<size_t>(begin)]) ++end;
+      while (end < rows &&
+             rows_.sequences[static_cast<size_t>(end)] == rows_.sequences[static_cast<size_t>(begin)])
+        ++end;
       TraceEvent event;
       event.step = rows_.step;
       event.row = rows_.sequences[static_cast<size_t>(begin)];
@@ -60,7 +70,8 @@ class Recorder : public Observer {
       event.shape[0] = end - begin;
       event.axes = axes_of(site);
       const auto width = static_cast<size_t>(tensor.row_size());
-      sink_(std::move(event), tensor.values().subspan(static_cast<size_t>(begin) * width, static_cast<size_t>(end - begin) * width));
+      sink_(std::move(event), tensor.values().subspan(static_cast<size_t>(begin) * width,
+                                                      static_cast<size_t>(end - begin) * width));
       begin = end;
     }
   }
@@ -75,8 +86,8 @@ class Recorder : public Observer {
 
 }  // namespace
 
-std::vector<Trace::Sequence> run_passes(const std::shared_ptr<const Model>& model, const TraceOptions& options,
-                                        PassRows& rows, Taps& taps) {
+std::vector<Trace::Sequence> run_passes(const std::shared_ptr<const Model>& model,
+                                        const TraceOptions& options, PassRows& rows, Taps& taps) {
   std::vector<Trace::Sequence> done;
   std::vector<Session> sessions;
   std::vector<Session*> pointers;
@@ -107,8 +118,9 @@ std::vector<Trace::Sequence> run_passes(const std::shared_ptr<const Model>& mode
       const Tensor& mine = logits[s];
       const float* last = mine.row(mine.shape()[0] - 1);
       const auto& fed = options.sequences[s].fed;
-      const int32_t id = fed.empty() ? static_cast<int32_t>(std::max_element(last, last + mine.row_size()) - last)
-                                     : fed.at(static_cast<size_t>(step));
+      const int32_t id = fed.empty()
+                             ? static_cast<int32_t>(std::max_element(last, last + mine.row_size()) - last)
+                             : fed.at(static_cast<size_t>(step));
       next[s] = {id};
       done[s].fed.push_back(id);
     }
@@ -120,7 +132,8 @@ namespace {
 
 // Runs the model, handing every event to `sink`, and returns what is known besides.
 Trace record(const std::filesystem::path& path, const TraceOptions& options, Recorder::Sink sink) {
-  if (options.sequences.empty()) fail(ErrorCode::invalid_argument, "[trace] sequences: expected at least one, got none");
+  if (options.sequences.empty())
+    fail(ErrorCode::invalid_argument, "[trace] sequences: expected at least one, got none");
   if (options.level < 0 || options.level > 2) {
     fail(ErrorCode::invalid_argument, "[trace] level: expected 0 to 2, got {}", options.level);
   }
@@ -162,12 +175,15 @@ Trace record(const std::filesystem::path& path, const TraceOptions& options, Rec
 
 Trace record_trace(const std::filesystem::path& path, const TraceOptions& options) {
   Trace kept;
-  Trace facts = record(path, options, [&](TraceEvent&& event, std::span<const float> values) { kept.add(std::move(event), values); });
+  Trace facts = record(path, options, [&](TraceEvent&& event, std::span<const float> values) {
+    kept.add(std::move(event), values);
+  });
   facts.take_events(std::move(kept));
   return facts;
 }
 
-int64_t record_trace_to(const std::filesystem::path& directory, const std::filesystem::path& path, const TraceOptions& options) {
+int64_t record_trace_to(const std::filesystem::path& directory, const std::filesystem::path& path,
+                        const TraceOptions& options) {
   TraceWriter writer(directory, std::string(precision_name(options.model.precision)));
   const Trace facts = record(path, options, [&](TraceEvent&& event, std::span<const float> values) {
     event.values = values;
@@ -203,15 +219,18 @@ void FaultObserver::observe(int layer, Site site, Tensor& tensor) {
     // A session's passes follow one another: the first are the prompt's, single rows after them decode.
     s.rows.step = s.next_position > 0 && tensor.shape()[0] == 1 ? s.rows.step + 1 : 0;
     s.rows.positions.clear();
-    for (int64_t t = 0; t < tensor.shape()[0]; ++t) s.rows.positions.push_back(static_cast<int32_t>(s.next_position++));
+    for (int64_t t = 0; t < tensor.shape()[0]; ++t)
+      s.rows.positions.push_back(static_cast<int32_t>(s.next_position++));
     s.rows.sequences.assign(s.rows.positions.size(), 0);
   }
   if (s.injection.before) s.injection.before(s.facts, s.rows, layer, site, tensor, s.seen);
-  if (std::ranges::find(s.injection.keeps, site) != s.injection.keeps.end()) s.seen.insert_or_assign(site, tensor.clone());
+  if (std::ranges::find(s.injection.keeps, site) != s.injection.keeps.end())
+    s.seen.insert_or_assign(site, tensor.clone());
   if (s.injection.after) s.injection.after(s.facts, s.rows, layer, site, tensor, s.seen);
 }
 
-std::optional<std::string> cannot_act(const Fault& fault, const std::filesystem::path& path, const TraceOptions& options) {
+std::optional<std::string> cannot_act(const Fault& fault, const std::filesystem::path& path,
+                                      const TraceOptions& options) {
   const Checkpoint checkpoint = Checkpoint::open(path);
   return find_injection(fault.name).cannot(ModelFacts(checkpoint), options.sequences);
 }

@@ -33,11 +33,13 @@ std::string head_list(const SiteScore& score) {
   for (size_t i = 0; i < bad.size();) {
     size_t last = i;
     while (last + 1 < bad.size() && bad[last + 1] == bad[last] + 1) ++last;
-    text += (text.empty() ? "" : ", ") + std::to_string(bad[i]) + (last > i ? "-" + std::to_string(bad[last]) : "");
+    text += (text.empty() ? "" : ", ") + std::to_string(bad[i]) +
+            (last > i ? "-" + std::to_string(bad[last]) : "");
     i = last + 1;
   }
   if (bad.empty()) return score.heads.empty() ? "" : "none";
-  return bad.size() == score.heads.size() ? "all " + std::to_string(bad.size()) : text + " of " + std::to_string(score.heads.size());
+  return bad.size() == score.heads.size() ? "all " + std::to_string(bad.size())
+                                          : text + " of " + std::to_string(score.heads.size());
 }
 
 std::string phase(const SiteScore& score) {
@@ -45,12 +47,21 @@ std::string phase(const SiteScore& score) {
 }
 
 json as_json(const SiteScore& score) {
-  return {{"phase", score.step == 0 ? "prefill" : "decode"}, {"step", score.step}, {"row", score.row},
-          {"layer", score.layer == kNoLayer ? json() : json(score.layer)}, {"site", score.site}, {"name", score.name()},
-          {"error", std::isfinite(score.error) ? json(score.error) : json("inf")}, {"floor", score.floor},
-          {"score", std::isfinite(score.score) ? json(score.score) : json("inf")}, {"band", band_name(score.score)},
-          {"position", score.token}, {"first_bad_position", score.first_bad}, {"heads", score.bad_heads},
-          {"head_scores", score.heads}, {"finding", score.finding}};
+  return {{"phase", score.step == 0 ? "prefill" : "decode"},
+          {"step", score.step},
+          {"row", score.row},
+          {"layer", score.layer == kNoLayer ? json() : json(score.layer)},
+          {"site", score.site},
+          {"name", score.name()},
+          {"error", std::isfinite(score.error) ? json(score.error) : json("inf")},
+          {"floor", score.floor},
+          {"score", std::isfinite(score.score) ? json(score.score) : json("inf")},
+          {"band", band_name(score.score)},
+          {"position", score.token},
+          {"first_bad_position", score.first_bad},
+          {"heads", score.bad_heads},
+          {"head_scores", score.heads},
+          {"finding", score.finding}};
 }
 
 // What the pattern of the damage often means, with the observation it rests on.
@@ -58,16 +69,23 @@ std::string hint(const SiteScore& first) {
   if (!first.finding.empty()) return first.finding;
   const bool rope = first.site == "q_rope" || first.site == "k_rope";
   const bool some = !first.bad_heads.empty() && first.bad_heads.size() < first.heads.size();
-  if (rope && first.step > 0 && some && first.bad_heads[0] == 1) return "only heads from 1 on, only in decode: RoPE given reshaped heads with L = 1 (mlx#3494)";
-  if (rope && first.step > 0 && first.row > 0) return "only later rows of the batch, only in decode: RoPE offset with B > 1";
+  if (rope && first.step > 0 && some && first.bad_heads[0] == 1)
+    return "only heads from 1 on, only in decode: RoPE given reshaped heads with L = 1 (mlx#3494)";
+  if (rope && first.step > 0 && first.row > 0)
+    return "only later rows of the batch, only in decode: RoPE offset with B > 1";
   if (rope && first.step > 0) return "prefill is right, decode is not: position or offset of the new token";
-  if (rope && first.first_bad == 0) return "wrong from position 0 on: a factor of Q and K, or the layout of a head";
+  if (rope && first.first_bad == 0)
+    return "wrong from position 0 on: a factor of Q and K, or the layout of a head";
   if (rope) return "right at position 0, wrong after: base, scaling, rotated dimensions or layout";
-  if (first.site == "q_proj" || first.site == "k_proj") return "weights or bias of the projection, or the order of its rows";
+  if (first.site == "q_proj" || first.site == "k_proj")
+    return "weights or bias of the projection, or the order of its rows";
   if (first.site == "attn_ctx" && some) return "some heads only: which KV head a query head uses";
-  if (first.site == "attn_ctx" && first.first_bad > 0) return "right up to position " + std::to_string(first.first_bad - 1) + ": window, mask or what the cache keeps";
+  if (first.site == "attn_ctx" && first.first_bad > 0)
+    return "right up to position " + std::to_string(first.first_bad - 1) +
+           ": window, mask or what the cache keeps";
   if (first.site.starts_with("router")) return "the router: softmax, top-k or renormalisation";
-  if (first.site == "moe_out") return "routing is right: which expert computes which rows, or an expert's weights";
+  if (first.site == "moe_out")
+    return "routing is right: which expert computes which rows, or an expert's weights";
   if (first.site.ends_with("norm")) return "the norm: epsilon, weight or its order of casts";
   if (first.site == "embed") return "the embedding: a scale, or another table";
   return "";
@@ -80,14 +98,17 @@ std::string heat_colour(double score) {
 
 std::string escaped(const std::string& text) {
   std::string out;
-  for (const char c : text) out += c == '<' ? "&lt;" : c == '&' ? "&amp;" : c == '"' ? "&quot;" : std::string(1, c);
+  for (const char c : text)
+    out += c == '<' ? "&lt;" : c == '&' ? "&amp;" : c == '"' ? "&quot;" : std::string(1, c);
   return out;
 }
 
 }  // namespace
 
 std::string report_text(const DiffReport& report, bool colour) {
-  const auto paint = [&](const char* code, const std::string& text) { return colour ? std::string(code) + text + "\033[0m" : text; };
+  const auto paint = [&](const char* code, const std::string& text) {
+    return colour ? std::string(code) + text + "\033[0m" : text;
+  };
   std::string out;
   if (report.verdict == Verdict::within) {
     out += paint("\033[1;32m", "WITHIN THE FLOOR") + "  " + report.reason + "\n";
@@ -98,13 +119,15 @@ std::string report_text(const DiffReport& report, bool colour) {
            std::to_string(report.first->row) + ", " + report.first->name();
     if (!report.first->heads.empty()) out += ", heads " + head_list(*report.first);
     out += ", position " + std::to_string(report.first->first_bad) + "\n";
-    out += fmt::format("  error {:.3g} = {:.3g} x floor ({:.2g}); inherited by {} later sites\n", report.first->error, report.first->score,
-                       report.first->floor, report.inherited);
+    out += fmt::format("  error {:.3g} = {:.3g} x floor ({:.2g}); inherited by {} later sites\n",
+                       report.first->error, report.first->score, report.first->floor, report.inherited);
     if (const std::string text = hint(*report.first); !text.empty()) out += "  hint: " + text + "\n";
   }
   for (const std::string& note : report.notes) out += "  " + note + "\n";
   out += fmt::format("  coverage {}/{} sites", report.compared, report.expected);
-  out += report.unmatched.empty() ? "\n" : fmt::format(", {} unmatched: {}\n", report.unmatched.size(), report.unmatched[0]);
+  out += report.unmatched.empty()
+             ? "\n"
+             : fmt::format(", {} unmatched: {}\n", report.unmatched.size(), report.unmatched[0]);
   if (report.scores.empty()) return out;
 
   // Around the first error, or the largest scores of a clean run.
@@ -117,11 +140,13 @@ std::string report_text(const DiffReport& report, bool colour) {
     const auto worst = std::ranges::max_element(report.scores, {}, &SiteScore::score) - report.scores.begin();
     begin = static_cast<size_t>(std::max<int64_t>(0, worst - 3));
   }
-  out += fmt::format("\n  {:<18} {:<15} {:<4} {:<16} {:>10} {:>12}  {}\n", "site", "phase", "row", "bad heads", "error", "error/floor", "verdict");
+  out += fmt::format("\n  {:<18} {:<15} {:<4} {:<16} {:>10} {:>12}  {}\n", "site", "phase", "row",
+                     "bad heads", "error", "error/floor", "verdict");
   for (size_t i = begin; i < std::min(begin + kRows, report.scores.size()); ++i) {
     const SiteScore& each = report.scores[i];
-    const std::string line = fmt::format("  {:<18} {:<15} {:<4} {:<16} {:>10.2g} {:>12.3g}  {}", each.name(), phase(each), each.row, head_list(each),
-                                         each.error, each.score, band_name(each.score));
+    const std::string line =
+        fmt::format("  {:<18} {:<15} {:<4} {:<16} {:>10.2g} {:>12.3g}  {}", each.name(), phase(each),
+                    each.row, head_list(each), each.error, each.score, band_name(each.score));
     out += each.score > kBand ? paint("\033[31m", line) : line;
     out += "\n";
   }
@@ -131,20 +156,29 @@ std::string report_text(const DiffReport& report, bool colour) {
 std::string report_json(const DiffReport& report) {
   json scores = json::array();
   for (const SiteScore& each : report.scores) scores.push_back(as_json(each));
-  const json out = {{"schema", "lockstep-diff-1"}, {"verdict", verdict_name(report.verdict)}, {"reason", report.reason},
-                    {"first", report.first ? as_json(*report.first) : json()},
-                    {"hint", report.first ? hint(*report.first) : ""},
-                    {"inherited", report.inherited},
-                    {"coverage", {{"compared", report.compared}, {"expected", report.expected}, {"unmatched", report.unmatched}}},
-                    {"notes", report.notes}, {"band", kBand}, {"sites", scores}};
+  const json out = {
+      {"schema", "lockstep-diff-1"},
+      {"verdict", verdict_name(report.verdict)},
+      {"reason", report.reason},
+      {"first", report.first ? as_json(*report.first) : json()},
+      {"hint", report.first ? hint(*report.first) : ""},
+      {"inherited", report.inherited},
+      {"coverage",
+       {{"compared", report.compared}, {"expected", report.expected}, {"unmatched", report.unmatched}}},
+      {"notes", report.notes},
+      {"band", kBand},
+      {"sites", scores}};
   return out.dump(1, ' ', false, json::error_handler_t::replace);
 }
 
 std::string report_html(const DiffReport& report) {
-  std::string out = "<!doctype html><meta charset=\"utf-8\"><title>lockstep diff</title><style>body{font:14px system-ui,sans-serif;margin:2em}"
-                    "table{border-collapse:collapse;margin:1em 0}td,th{padding:2px 6px;font-size:12px;text-align:right}td.h{min-width:14px}"
-                    "pre{background:#f4f4f4;padding:1em;overflow:auto}</style>\n<h1>lockstep diff</h1>\n<pre>" +
-                    escaped(report_text(report, false)) + "</pre>\n";
+  std::string out =
+      "<!doctype html><meta charset=\"utf-8\"><title>lockstep diff</title><style>body{font:14px "
+      "system-ui,sans-serif;margin:2em}"
+      "table{border-collapse:collapse;margin:1em 0}td,th{padding:2px "
+      "6px;font-size:12px;text-align:right}td.h{min-width:14px}"
+      "pre{background:#f4f4f4;padding:1em;overflow:auto}</style>\n<h1>lockstep diff</h1>\n<pre>" +
+      escaped(report_text(report, false)) + "</pre>\n";
   // Layers by sites, the worst score over steps and sequences.
   std::vector<std::string> sites;
   std::map<std::pair<int, std::string>, double> worst;
@@ -164,7 +198,9 @@ std::string report_html(const DiffReport& report) {
     out += "<tr><th>" + (layer == kNoLayer ? std::string("-") : std::to_string(layer)) + "</th>";
     for (const std::string& site : sites) {
       const auto cell = worst.find({layer, site});
-      out += cell == worst.end() ? "<td></td>" : fmt::format("<td style=\"background:{}\">{:.2g}</td>", heat_colour(cell->second), cell->second);
+      out += cell == worst.end() ? "<td></td>"
+                                 : fmt::format("<td style=\"background:{}\">{:.2g}</td>",
+                                               heat_colour(cell->second), cell->second);
     }
     out += "</tr>\n";
   }
@@ -176,7 +212,8 @@ std::string report_html(const DiffReport& report) {
     for (const SiteScore& each : report.scores) {
       if (each.name() != report.first->name() || each.heads.size() != report.first->heads.size()) continue;
       out += "<tr><th>" + phase(each) + ", row " + std::to_string(each.row) + "</th>";
-      for (const double score : each.heads) out += fmt::format("<td class=\"h\" style=\"background:{}\">{:.2g}</td>", heat_colour(score), score);
+      for (const double score : each.heads)
+        out += fmt::format("<td class=\"h\" style=\"background:{}\">{:.2g}</td>", heat_colour(score), score);
       out += "</tr>\n";
     }
     out += "</table>\n";

@@ -1,4 +1,5 @@
-// The tool tested on itself: every fault into tiny checkpoints, the verdicts against what each fault declares.
+// The tool tested on itself: every fault into tiny checkpoints, the verdicts against what each fault
+// declares.
 #include <algorithm>
 #include <set>
 
@@ -20,23 +21,27 @@ std::vector<std::string> captured(const fs::path& data) {
     }
   }
   std::ranges::sort(names);
-  if (names.empty()) fail(ErrorCode::not_found, "[{}] traces: expected captures to test with, got none", data.string());
+  if (names.empty())
+    fail(ErrorCode::not_found, "[{}] traces: expected captures to test with, got none", data.string());
   return names;
 }
 
 bool heads_as_declared(const Fault& fault, const SiteScore& first) {
   const auto count = static_cast<int>(first.heads.size());
   if (fault.heads == "all") return static_cast<int>(first.bad_heads.size()) == count;
-  if (fault.heads == "1-") return static_cast<int>(first.bad_heads.size()) == count - 1 && first.bad_heads[0] == 1;
-  if (fault.heads == "some") return !first.bad_heads.empty() && static_cast<int>(first.bad_heads.size()) < count;
+  if (fault.heads == "1-")
+    return static_cast<int>(first.bad_heads.size()) == count - 1 && first.bad_heads[0] == 1;
+  if (fault.heads == "some")
+    return !first.bad_heads.empty() && static_cast<int>(first.bad_heads.size()) < count;
   return true;
 }
 
 bool localises(const Fault& fault, const DiffReport& report) {
   if (!report.first) return false;
   const SiteScore& first = *report.first;
-  return first.site == fault.site && (first.layer == 0 || first.layer == kNoLayer) && first.step == (fault.decode_only ? 1 : 0) &&
-         first.row == fault.row && heads_as_declared(fault, first);
+  return first.site == fault.site && (first.layer == 0 || first.layer == kNoLayer) &&
+         first.step == (fault.decode_only ? 1 : 0) && first.row == fault.row &&
+         heads_as_declared(fault, first);
 }
 
 std::string outcome(const DiffReport& report) {
@@ -71,21 +76,26 @@ SelftestResult selftest(const fs::path& data, const std::function<void(double)>&
   const std::vector<std::string> names = captured(data);
   std::set<std::string> acted;
   int64_t runs = 0, detected = 0, localised = 0;
-  const auto clean = [&](const std::string& fault, const std::string& name, const DiffReport& report, bool can_act) {
+  const auto clean = [&](const std::string& fault, const std::string& name, const DiffReport& report,
+                         bool can_act) {
     ++result.clean_runs;
     const bool alarm = report.verdict != Verdict::within;
     result.false_alarms += alarm ? 1 : 0;
     result.cases.push_back({fault, name, can_act, alarm, false, outcome(report)});
   };
   for (size_t i = 0; i < names.size(); ++i) {
-    const Runner runner{data / "models" / names[i], Trace::open(data / "traces" / names[i]), Floor(data / "traces" / names[i] / "floor.json", "f32/f32")};
+    const Runner runner{data / "models" / names[i], Trace::open(data / "traces" / names[i]),
+                        Floor(data / "traces" / names[i] / "floor.json", "f32/f32")};
     for (const kernels::Table* table : kernels::available()) {
-      for (const int threads : {1, 2}) clean("", names[i] + ", " + std::string(table->isa), runner.run("", std::string(table->isa), threads), true);
+      for (const int threads : {1, 2})
+        clean("", names[i] + ", " + std::string(table->isa), runner.run("", std::string(table->isa), threads),
+              true);
     }
     for (const Fault& fault : faults()) {
       const auto why_not = cannot_act(fault, runner.model, runner.options(fault.name));
       if (why_not) {
-        // Config patches of what a model has not would make it another model; observers simply find nothing to do.
+        // Config patches of what a model has not would make it another model; observers simply find nothing
+        // to do.
         continue;
       }
       const DiffReport report = runner.run(fault.name);

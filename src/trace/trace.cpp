@@ -29,7 +29,9 @@ constexpr int64_t kMostSteps = 1 << 20;
 
 std::string contents(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);
-  if (!file) fail(ErrorCode::not_found, "[{}] trace: expected this file, got none; is the directory a trace, and whole?", path.string());
+  if (!file)
+    fail(ErrorCode::not_found,
+         "[{}] trace: expected this file, got none; is the directory a trace, and whole?", path.string());
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
@@ -51,9 +53,10 @@ json statistics(std::span<const float> values) {
       squares += static_cast<double>(x) * x;
     }
   }
-  const double finite = std::max<double>(1, static_cast<double>(values.size()) - static_cast<double>(nan + inf));
-  return {{"n", values.size()}, {"nan", nan}, {"inf", inf}, {"absmax", largest}, {"mean", sum / finite},
-          {"rms", std::sqrt(squares / finite)}};
+  const double finite =
+      std::max<double>(1, static_cast<double>(values.size()) - static_cast<double>(nan + inf));
+  return {{"n", values.size()}, {"nan", nan},           {"inf", inf},
+          {"absmax", largest},  {"mean", sum / finite}, {"rms", std::sqrt(squares / finite)}};
 }
 
 void write_text(const fs::path& path, const std::string& text) {
@@ -64,7 +67,9 @@ void write_text(const fs::path& path, const std::string& text) {
 // Parsed JSON, or an error that names the file and the line.
 json parse(const std::string& text, const std::string& where) {
   json value = parse_json(text, where);
-  if (!value.is_object()) fail(ErrorCode::format, "[{}] JSON: expected an object, got something else; is the file cut short?", where);
+  if (!value.is_object())
+    fail(ErrorCode::format, "[{}] JSON: expected an object, got something else; is the file cut short?",
+         where);
   return value;
 }
 
@@ -124,15 +129,18 @@ TraceEvent parse_event(const json& line, Shards& shards, const std::string& wher
   const auto phase = get<std::string>(line, "phase", where);
   event.step = static_cast<int>(get<int64_t>(line, "step", where));
   event.row = static_cast<int>(get<int64_t>(line, "row", where));
-  event.layer = line.contains("layer") && line["layer"].is_number_integer() ? static_cast<int>(line["layer"].get<int64_t>()) : kNoLayer;
+  event.layer = line.contains("layer") && line["layer"].is_number_integer()
+                    ? static_cast<int>(line["layer"].get<int64_t>())
+                    : kNoLayer;
   event.site = get<std::string>(line, "site", where);
   event.axes = get<std::string>(line, "axes", where);
   event.hash = get<std::string>(line, "hash", where);
   const auto positions = get<std::vector<int64_t>>(line, "pos", where);
-  if ((phase != "prefill" && phase != "decode") || (phase == "prefill") != (event.step == 0) || event.step < 0 ||
-      event.step > kMostSteps || event.row < 0 || event.row > kMostSteps || event.layer < kNoLayer ||
-      event.layer > kMostSteps || positions.size() != 2 || positions[0] < 0) {
-    fail(ErrorCode::format, "[{}] event: expected phase, step, row, layer and positions that agree, got others", where);
+  if ((phase != "prefill" && phase != "decode") || (phase == "prefill") != (event.step == 0) ||
+      event.step < 0 || event.step > kMostSteps || event.row < 0 || event.row > kMostSteps ||
+      event.layer < kNoLayer || event.layer > kMostSteps || positions.size() != 2 || positions[0] < 0) {
+    fail(ErrorCode::format,
+         "[{}] event: expected phase, step, row, layer and positions that agree, got others", where);
   }
   event.first_position = positions[0];
   const SafeTensor& tensor = shards.find(get<std::string>(line, "tensor", where), where);
@@ -145,7 +153,8 @@ TraceEvent parse_event(const json& line, Shards& shards, const std::string& wher
   if (reinterpret_cast<uintptr_t>(tensor.data.data()) % alignof(float) != 0) {
     fail(ErrorCode::format, "[{}] tensor: expected aligned values, got others", where);
   }
-  event.values = {reinterpret_cast<const float*>(tensor.data.data()), static_cast<size_t>(tensor.shape.size())};
+  event.values = {reinterpret_cast<const float*>(tensor.data.data()),
+                  static_cast<size_t>(tensor.shape.size())};
   return event;
 }
 
@@ -155,19 +164,23 @@ void check_complete(const Trace& trace) {
   std::set<std::string> sites;
   for (const TraceEvent& event : trace.events()) {
     if (!seen.emplace(event.step, event.row, event.layer, event.site, event.first_position).second) {
-      fail(ErrorCode::format, "[{}] events: expected each site once a pass, got step {}, row {}, {} twice", trace.where,
-           event.step, event.row, event.name());
+      fail(ErrorCode::format, "[{}] events: expected each site once a pass, got step {}, row {}, {} twice",
+           trace.where, event.step, event.row, event.name());
     }
     sites.insert(event.site);
   }
   for (const std::string& site : trace.sites) {
-    if (!sites.contains(site)) fail(ErrorCode::format, "[{}] events: expected some of the declared site {}, got none", trace.where, site);
+    if (!sites.contains(site))
+      fail(ErrorCode::format, "[{}] events: expected some of the declared site {}, got none", trace.where,
+           site);
   }
 }
 
 }  // namespace
 
-std::string TraceEvent::name() const { return layer == kNoLayer ? site : fmt::format("L{:02}.{}", layer, site); }
+std::string TraceEvent::name() const {
+  return layer == kNoLayer ? site : fmt::format("L{:02}.{}", layer, site);
+}
 
 std::string trace_hash(std::span<const float> values) {
   // FNV-1a over words: tensors hold whole floats.
@@ -196,10 +209,12 @@ Trace Trace::open(const fs::path& directory) {
   const json manifest = parse(contents(manifest_name), manifest_name);
   if (get<std::string>(manifest, "format", manifest_name) != "lockstep-trace" ||
       get<int64_t>(manifest, "version", manifest_name) != kVersion) {
-    fail(ErrorCode::format, "[{}] format: expected lockstep-trace of version {}, got another", manifest_name, kVersion);
+    fail(ErrorCode::format, "[{}] format: expected lockstep-trace of version {}, got another", manifest_name,
+         kVersion);
   }
   const json engine = get<json>(manifest, "engine", manifest_name);
-  trace.engine = get<std::string>(engine, "name", manifest_name) + " " + get<std::string>(engine, "version", manifest_name);
+  trace.engine = get<std::string>(engine, "name", manifest_name) + " " +
+                 get<std::string>(engine, "version", manifest_name);
   const json policy = get<json>(manifest, "policy", manifest_name);
   trace.precision = get<std::string>(policy, "precision", manifest_name);
   trace.kv_type = get<std::string>(policy, "kv_type", manifest_name);
@@ -210,7 +225,8 @@ Trace Trace::open(const fs::path& directory) {
   trace.level = static_cast<int>(get<int64_t>(manifest, "level", manifest_name));
   trace.sites = get<std::vector<std::string>>(manifest, "sites", manifest_name);
   for (const json& row : get<json>(manifest, "rows", manifest_name)) {
-    trace.sequences.push_back({get<std::vector<int32_t>>(row, "ids", manifest_name), get<std::vector<int32_t>>(row, "fed", manifest_name)});
+    trace.sequences.push_back({get<std::vector<int32_t>>(row, "ids", manifest_name),
+                               get<std::vector<int32_t>>(row, "fed", manifest_name)});
   }
   Shards shards(directory);
   std::istringstream lines(contents(directory / "events.jsonl"));
@@ -231,7 +247,8 @@ TraceWriter::TraceWriter(fs::path directory, std::string precision)
   // The manifest is written last: a trace without one is not whole.
   if (!refused) fs::remove(directory_ / "manifest.json", refused);
   lines_.open(directory_ / "events.jsonl", std::ios::binary);
-  if (refused || !lines_) fail(ErrorCode::io, "[{}] create: expected a directory that can be written", directory_.string());
+  if (refused || !lines_)
+    fail(ErrorCode::io, "[{}] create: expected a directory that can be written", directory_.string());
 }
 
 std::string TraceWriter::shard_name() const { return fmt::format("tensors-{:05}.safetensors", shards_); }
@@ -240,13 +257,24 @@ void TraceWriter::add(const TraceEvent& event) {
   json parents = json::array();
   if (events_ > 0) parents.push_back(events_ - 1);
   const std::string key = tensor_key(event);
-  const json line = {{"seq", events_++}, {"parents", parents}, {"phase", event.step == 0 ? "prefill" : "decode"},
-                     {"step", event.step}, {"chunk", 0}, {"row", event.row},
+  const json line = {{"seq", events_++},
+                     {"parents", parents},
+                     {"phase", event.step == 0 ? "prefill" : "decode"},
+                     {"step", event.step},
+                     {"chunk", 0},
+                     {"row", event.row},
                      {"pos", {event.first_position, event.first_position + event.shape[0]}},
-                     {"layer", event.layer == kNoLayer ? json() : json(event.layer)}, {"site", event.site}, {"role", "out"},
-                     {"axes", event.axes}, {"shape", std::vector<int64_t>(event.shape.begin(), event.shape.end())},
-                     {"dtype_stored", "f32"}, {"dtype_compute", precision_}, {"storage", "full"},
-                     {"tensor", shard_name() + "#" + key}, {"hash", event.hash}, {"stats", statistics(event.values)}};
+                     {"layer", event.layer == kNoLayer ? json() : json(event.layer)},
+                     {"site", event.site},
+                     {"role", "out"},
+                     {"axes", event.axes},
+                     {"shape", std::vector<int64_t>(event.shape.begin(), event.shape.end())},
+                     {"dtype_stored", "f32"},
+                     {"dtype_compute", precision_},
+                     {"storage", "full"},
+                     {"tensor", shard_name() + "#" + key},
+                     {"hash", event.hash},
+                     {"stats", statistics(event.values)}};
   lines_ << line.dump() << "\n";
   sites_.insert(event.site);
   pending_.push_back({key, event.shape, {event.values.begin(), event.values.end()}});
@@ -273,13 +301,20 @@ void TraceWriter::finish(const Trace& facts) {
   json rows = json::array();
   for (const Trace::Sequence& each : facts.sequences) rows.push_back({{"ids", each.ids}, {"fed", each.fed}});
   const size_t space = facts.engine.find(' ');
-  const json manifest = {{"format", "lockstep-trace"}, {"version", kVersion},
-                         {"engine", {{"name", facts.engine.substr(0, space)}, {"version", facts.engine.substr(space + 1)}}},
-                         {"policy", {{"precision", facts.precision}, {"kv_type", facts.kv_type}}},
-                         {"model", {{"architecture", facts.architecture}, {"layers", facts.layers},
-                                    {"config", json::parse(facts.config.empty() ? "{}" : facts.config)},
-                                    {"unread_keys", facts.unread_keys}, {"weights_sha256", facts.weights_sha256}}},
-                         {"level", facts.level}, {"rows", rows}, {"sites", sites_}};
+  const json manifest = {
+      {"format", "lockstep-trace"},
+      {"version", kVersion},
+      {"engine", {{"name", facts.engine.substr(0, space)}, {"version", facts.engine.substr(space + 1)}}},
+      {"policy", {{"precision", facts.precision}, {"kv_type", facts.kv_type}}},
+      {"model",
+       {{"architecture", facts.architecture},
+        {"layers", facts.layers},
+        {"config", json::parse(facts.config.empty() ? "{}" : facts.config)},
+        {"unread_keys", facts.unread_keys},
+        {"weights_sha256", facts.weights_sha256}}},
+      {"level", facts.level},
+      {"rows", rows},
+      {"sites", sites_}};
   write_text(directory_ / "manifest.json", manifest.dump(1) + "\n");
 }
 

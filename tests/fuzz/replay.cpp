@@ -36,7 +36,8 @@ INSTANTIATE_TEST_SUITE_P(Fuzz, Replay,
                          testing::Values(Corpus{"gguf", fuzz_gguf}, Corpus{"safetensors", fuzz_safetensors},
                                          Corpus{"index", fuzz_index}, Corpus{"config", fuzz_config},
                                          Corpus{"zip", fuzz_zip}, Corpus{"page", fuzz_page},
-                                         Corpus{"tokenizer", fuzz_tokenizer}, Corpus{"template", fuzz_template}),
+                                         Corpus{"tokenizer", fuzz_tokenizer},
+                                         Corpus{"template", fuzz_template}),
                          [](const auto& info) { return info.param.name; });
 
 }  // namespace

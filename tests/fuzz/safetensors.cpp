@@ -19,7 +19,8 @@ void fuzz_safetensors(const uint8_t* data, size_t size) {
   if (std::exchange(first, false)) {
     const std::string config(kTinyConfig);
     plain.write("config.json", config);
-    mlx.write("config.json", config.substr(0, config.size() - 1) + R"(, "quantization": {"bits": 4, "group_size": 32}})");
+    mlx.write("config.json",
+              config.substr(0, config.size() - 1) + R"(, "quantization": {"bits": 4, "group_size": 32}})");
   }
   for (const Folder* folder : {&plain, &mlx}) {
     folder->write("model.safetensors", text_of(data, size));

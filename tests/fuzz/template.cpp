@@ -13,7 +13,8 @@ void fuzz_template(const uint8_t* data, size_t size) {
     vocab.tokens = {"<unk>", "<s>", "</s>", "a"};
     vocab.scores = {0, 0, 0, 0};
     vocab.chat_template = text_of(data, size);
-    const std::array<Message, 3> messages = {{{"system", "Be kind."}, {"user", "Hi <b>\xC3\xA9"}, {"assistant", ""}}};
+    const std::array<Message, 3> messages = {
+        {{"system", "Be kind."}, {"user", "Hi <b>\xC3\xA9"}, {"assistant", ""}}};
     const ChatTemplate chat(Tokenizer::from_gguf(vocab));
     chat.render(messages, false);
     chat.render(std::span(messages).first(2), true);

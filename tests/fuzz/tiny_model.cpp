@@ -27,7 +27,8 @@ void write_tiny_weights(const std::filesystem::path& path) {
   std::vector<NamedTensor> tensors;
   const std::vector<std::byte> ones(32 * 32 * 2, std::byte{0x3c});  // f16: 1.06
   for (const auto& [name, shape] : shapes) {
-    tensors.push_back({name, DType::f16, shape, std::span(ones).first(static_cast<size_t>(shape.size()) * 2)});
+    tensors.push_back(
+        {name, DType::f16, shape, std::span(ones).first(static_cast<size_t>(shape.size()) * 2)});
   }
   save_tensors(path, tensors);
 }

@@ -30,7 +30,8 @@ nlohmann::json expected() {
 }
 
 // Continues `ids` and checks the reply, streamed and whole.
-void expect_reply(const std::shared_ptr<const Model>& model, const std::vector<int32_t>& ids, const nlohmann::json& reply) {
+void expect_reply(const std::shared_ptr<const Model>& model, const std::vector<int32_t>& ids,
+                  const nlohmann::json& reply) {
   EXPECT_EQ(ids, reply.at("prompt_ids").get<std::vector<int32_t>>());
   Session session = session_of(model);
   GenerateOptions options;

@@ -36,7 +36,8 @@ std::vector<double> shares(const SamplingOptions& options, const std::vector<flo
   return result;
 }
 
-// Largest distance in standard deviations of a share of `count` draws; infinite for a token that must not occur.
+// Largest distance in standard deviations of a share of `count` draws; infinite for a token that must not
+// occur.
 double distance(const std::vector<double>& shares, const std::vector<double>& expected, int count) {
   double worst = 0;
   for (size_t i = 0; i < shares.size(); ++i) {
@@ -80,7 +81,8 @@ TEST(Sampling, SeedAndPositionDecide) {
   const auto draw = [&](uint64_t seed) {
     options.seed = seed;
     std::vector<int32_t> ids;
-    for (int i = 0; i < 20; ++i) ids.push_back(Sampler(options).sample(data.at("logits").get<std::vector<float>>(), {}, i));
+    for (int i = 0; i < 20; ++i)
+      ids.push_back(Sampler(options).sample(data.at("logits").get<std::vector<float>>(), {}, i));
     return ids;
   };
   EXPECT_EQ(draw(1), draw(1));

@@ -29,7 +29,8 @@ Ids some_ids(int64_t count, uint32_t seed, int64_t vocab) {
   return ids;
 }
 
-std::shared_ptr<const Model> load(const std::string& name, Precision precision, std::string_view isa, int threads) {
+std::shared_ptr<const Model> load(const std::string& name, Precision precision, std::string_view isa,
+                                  int threads) {
   ModelOptions options;
   options.precision = precision;
   options.isa = isa;
@@ -58,8 +59,9 @@ struct Case {
 std::vector<Case> cases() {
   std::vector<Case> all;
   for (const kernels::Table* table : kernels::available()) {
-    for (const char* model : {"llama.gguf", "llama-k.mixed.gguf", "llama-q.mixed.gguf", "mistral", "mixtral-q.Q4_0.gguf",
-                              "mixtral", "mixtral-mlx-4bit", "qwen2-mlx-8bit", "qwen2-q.mixed.gguf"}) {
+    for (const char* model :
+         {"llama.gguf", "llama-k.mixed.gguf", "llama-q.mixed.gguf", "mistral", "mixtral-q.Q4_0.gguf",
+          "mixtral", "mixtral-mlx-4bit", "qwen2-mlx-8bit", "qwen2-q.mixed.gguf"}) {
       all.push_back({model, Precision::exact, KvType::f16, std::string(table->isa)});
     }
     all.push_back({"llama-q.mixed.gguf", Precision::f32, KvType::f32, std::string(table->isa)});
@@ -82,8 +84,12 @@ class Invariants : public testing::TestWithParam<Case> {
     options.chunk = chunk;
     return Session(model_, options);
   }
-  std::span<const float> last_row() const { return expected_.values().last(static_cast<size_t>(model_->info().vocab)); }
-  std::span<const int32_t> first(int64_t count) const { return std::span(ids_).first(static_cast<size_t>(count)); }
+  std::span<const float> last_row() const {
+    return expected_.values().last(static_cast<size_t>(model_->info().vocab));
+  }
+  std::span<const int32_t> first(int64_t count) const {
+    return std::span(ids_).first(static_cast<size_t>(count));
+  }
 
   std::shared_ptr<const Model> model_;
   Ids ids_;
@@ -95,7 +101,8 @@ TEST_P(Invariants, Threads) {
     const auto other = load(GetParam().model, GetParam().precision, GetParam().isa, threads);
     SessionOptions options;
     options.kv_type = GetParam().kv;
-    EXPECT_TRUE(same(Session(other, options).append(ids_).values(), expected_.values())) << threads << " threads";
+    EXPECT_TRUE(same(Session(other, options).append(ids_).values(), expected_.values()))
+        << threads << " threads";
   }
 }
 
@@ -165,8 +172,8 @@ INSTANTIATE_TEST_SUITE_P(Models, Invariants, testing::ValuesIn(cases()), [](cons
 // The same weights from another layout of files.
 TEST(Twins, FoldersAndGgufFilesAgree) {
   const std::vector<std::pair<const char*, const char*>> twins = {
-      {"llama", "llama.gguf"},     {"mixtral", "mixtral.gguf"},           {"mixtral", "mixtral-split.gguf"},
-      {"qwen2", "qwen2.gguf"},     {"llama-linear", "llama-linear.gguf"}, {"llama-yarn", "llama-yarn.gguf"},
+      {"llama", "llama.gguf"},    {"mixtral", "mixtral.gguf"},           {"mixtral", "mixtral-split.gguf"},
+      {"qwen2", "qwen2.gguf"},    {"llama-linear", "llama-linear.gguf"}, {"llama-yarn", "llama-yarn.gguf"},
       {"mixtral", "mixtral-mlx"},
   };
   for (const kernels::Table* table : kernels::available()) {

@@ -39,8 +39,8 @@ std::vector<Fixture> fixtures() {
   return found;
 }
 
-std::shared_ptr<const Model> load(const std::string& name, Precision precision,
-                                  const std::string& isa = {}, int threads = 2) {
+std::shared_ptr<const Model> load(const std::string& name, Precision precision, const std::string& isa = {},
+                                  int threads = 2) {
   ModelOptions options;
   options.precision = precision;
   options.isa = isa;
@@ -104,12 +104,11 @@ TEST_P(AgainstTransformers, F32) { compare(GetParam(), Precision::f32, KvType::f
 TEST_P(AgainstTransformers, ExactKvF32) { compare(GetParam(), Precision::exact, KvType::f32, 5e-8); }
 TEST_P(AgainstTransformers, ExactKvF16) { compare(GetParam(), Precision::exact, KvType::f16, 1e-6); }
 
-INSTANTIATE_TEST_SUITE_P(Models, AgainstTransformers, testing::ValuesIn(fixtures()),
-                         [](const auto& info) {
-                           std::string name = info.param.model;
-                           for (char& c : name) c = std::isalnum(c) != 0 ? c : '_';
-                           return name;
-                         });
+INSTANTIATE_TEST_SUITE_P(Models, AgainstTransformers, testing::ValuesIn(fixtures()), [](const auto& info) {
+  std::string name = info.param.model;
+  for (char& c : name) c = std::isalnum(c) != 0 ? c : '_';
+  return name;
+});
 
 }  // namespace
 }  // namespace lockstep

@@ -30,12 +30,15 @@ std::shared_ptr<const Model> load(const std::filesystem::path& path, Precision p
 // A folder or file that scripts/test puts under build/models.
 std::filesystem::path made(const std::string& name) {
   const std::filesystem::path path = std::filesystem::path(LOCKSTEP_TEST_MODELS) / name;
-  if (!std::filesystem::exists(path)) throw std::runtime_error(path.string() + " is missing: run scripts/test");
+  if (!std::filesystem::exists(path))
+    throw std::runtime_error(path.string() + " is missing: run scripts/test");
   return path;
 }
 
 nlohmann::json expected_replies(const std::string& model) {
-  return nlohmann::json::parse(std::ifstream(test::data_path("smollm2/expected.json"))).at(model).at("replies");
+  return nlohmann::json::parse(std::ifstream(test::data_path("smollm2/expected.json")))
+      .at(model)
+      .at("replies");
 }
 
 // Which experts each row of each layer is sent to.
@@ -61,7 +64,7 @@ class Routes : public Observer {
 
 // Rows before the first one that any layer routes otherwise than the reference; prints what flipped.
 int64_t rows_before_a_flip(const Routes& routes, const Arrays& arrays) {
-  const auto experts = arrays.at("long.experts").as<uint8_t>();  // [layers, rows, 2]
+  const auto experts = arrays.at("long.experts").as<uint8_t>();   // [layers, rows, 2]
   const auto margins = arrays.at("long.router_margin").floats();  // [layers, rows]
   const int64_t rows = arrays.at("long.experts").shape[1];
   int64_t first = rows;
@@ -71,7 +74,8 @@ int64_t rows_before_a_flip(const Routes& routes, const Arrays& arrays) {
       const std::vector<int> wanted = {std::min<int>(experts[2 * at], experts[2 * at + 1]),
                                        std::max<int>(experts[2 * at], experts[2 * at + 1])};
       if (routes.layers()[layer][static_cast<size_t>(t)] == wanted) continue;
-      std::printf("routing flip: layer %zu, row %lld, margin %.3g\n", layer, static_cast<long long>(t), margins[at]);
+      std::printf("routing flip: layer %zu, row %lld, margin %.3g\n", layer, static_cast<long long>(t),
+                  margins[at]);
       first = std::min(first, t);
     }
   }
@@ -85,8 +89,8 @@ struct Nmse {
   double value() const { return error / squares; }
 };
 
-// Adds a sequence: its squared errors over the columns that the fixture keeps of each row, scaled to all columns,
-// and the sum of squares of whole rows.
+// Adds a sequence: its squared errors over the columns that the fixture keeps of each row, scaled to all
+// columns, and the sum of squares of whole rows.
 void add(Nmse& sum, const Tensor& logits, const Arrays& arrays, const std::string& name, int64_t rows) {
   const auto sample = arrays.at(name + ".sample").floats();
   const auto squares = arrays.at(name + ".sum_of_squares").as<double>();
@@ -107,10 +111,12 @@ struct Accuracy {
   KvType kv;
   double bound;
 };
-const std::vector<Accuracy> kAccuracies = {
-    {Precision::f32, KvType::f32, 1e-10}, {Precision::exact, KvType::f32, 5e-8}, {Precision::exact, KvType::f16, 1e-6}};
+const std::vector<Accuracy> kAccuracies = {{Precision::f32, KvType::f32, 1e-10},
+                                           {Precision::exact, KvType::f32, 5e-8},
+                                           {Precision::exact, KvType::f16, 1e-6}};
 
-void check_accuracy(const std::filesystem::path& path, const Arrays& arrays, const std::vector<std::string>& ragged) {
+void check_accuracy(const std::filesystem::path& path, const Arrays& arrays,
+                    const std::vector<std::string>& ragged) {
   const auto ids = arrays.at("long.ids").ints();
   const auto count = static_cast<int64_t>(ids.size());
   constexpr size_t kDecoded = 16;
@@ -149,8 +155,8 @@ void check_accuracy(const std::filesystem::path& path, const Arrays& arrays, con
     }
     std::printf("%s, KV %s: NMSE prefill %.2g, decode %.2g, ragged batch %.2g (%lld of %lld rows)\n",
                 std::string(precision_name(accuracy.precision)).c_str(),
-                std::string(kv_type_name(accuracy.kv)).c_str(), prefill.value(), decode.value(), batch.value(),
-                static_cast<long long>(rows), static_cast<long long>(count));
+                std::string(kv_type_name(accuracy.kv)).c_str(), prefill.value(), decode.value(),
+                batch.value(), static_cast<long long>(rows), static_cast<long long>(count));
     EXPECT_GE(rows, 32) << "the bound needs rows to hold on";
     EXPECT_LE(prefill.value(), accuracy.bound);
     EXPECT_LE(decode.value(), accuracy.bound);
@@ -187,7 +193,8 @@ void check_replies(const std::filesystem::path& path, const std::string& name) {
 }
 
 TEST(RealText, SmolLM2Accuracy) {
-  check_accuracy(resolve_model("smollm2"), test::load_arrays("smollm2/logits.safetensors"), {"short", "long", "middle"});
+  check_accuracy(resolve_model("smollm2"), test::load_arrays("smollm2/logits.safetensors"),
+                 {"short", "long", "middle"});
 }
 
 TEST(RealText, SmolLM2Replies) { check_replies(resolve_model("smollm2"), "smollm2"); }
@@ -202,10 +209,12 @@ TEST(RealText, MixtralFromGgufIsTheSame) {
   const auto ids = test::load_arrays("smollm2/mixtral-logits.safetensors").at("long.ids");
   const Tensor folder = Session(load(made("mixtral"), Precision::exact)).append(ids.ints());
   const Tensor gguf = Session(load(made("mixtral.gguf"), Precision::exact)).append(ids.ints());
-  EXPECT_TRUE(std::equal(folder.values().begin(), folder.values().end(), gguf.values().begin(), gguf.values().end()));
+  EXPECT_TRUE(
+      std::equal(folder.values().begin(), folder.values().end(), gguf.values().begin(), gguf.values().end()));
   const auto model = load(made("mixtral.gguf"), Precision::f32);
   Session session(model);
-  EXPECT_EQ(generate(session, encode_prompt(*model, "Hello", {}, false), {}).text, "Hello! How can I assist you today?");
+  EXPECT_EQ(generate(session, encode_prompt(*model, "Hello", {}, false), {}).text,
+            "Hello! How can I assist you today?");
 }
 
 }  // namespace

@@ -39,9 +39,7 @@ struct Cases {
     return c.at("name").get<std::string>() + "." + input;
   }
   bool has(const Json& c, const std::string& input) const { return arrays.contains(key(c, input)); }
-  const test::Array& array(const Json& c, const std::string& input) const {
-    return arrays.at(key(c, input));
-  }
+  const test::Array& array(const Json& c, const std::string& input) const { return arrays.at(key(c, input)); }
   std::span<const float> floats(const Json& c, const std::string& input) const {
     return has(c, input) ? array(c, input).floats() : std::span<const float>();
   }
@@ -98,8 +96,7 @@ Tensor random_tensor(const Shape& shape, unsigned seed) {
 }
 
 bool same_bits(const Tensor& a, const Tensor& b) {
-  return a.shape() == b.shape() &&
-         std::equal(a.values().begin(), a.values().end(), b.values().begin());
+  return a.shape() == b.shape() && std::equal(a.values().begin(), a.values().end(), b.values().begin());
 }
 
 // Views of rank 4 whose elements are scattered in every way that strides allow, the last axis too.
@@ -139,9 +136,8 @@ Tensor run_rope(const Cases& cases, const Json& c) {
   }
   std::optional<float> base;
   if (!c.at("base").is_null()) base = c.at("base").get<float>();
-  return fast::rope(cases.view(c, "x"), c.at("dims").get<int64_t>(),
-                    c.at("traditional").get<bool>(), base, c.at("scale").get<float>(), offset,
-                    cases.floats(c, "freqs"));
+  return fast::rope(cases.view(c, "x"), c.at("dims").get<int64_t>(), c.at("traditional").get<bool>(), base,
+                    c.at("scale").get<float>(), offset, cases.floats(c, "freqs"));
 }
 
 TEST(FastRope, FixturesWithinTolerance) {
@@ -242,14 +238,14 @@ TEST(FastRope, SeedTableWithOffsetsOfTheirOwn) {
 // What a row becomes depends on the row and its position alone.
 TEST(FastRope, EveryRowAsIfAlone) {
   for (bool traditional : {false, true}) {
-    for (const Shape& shape : {Shape{1, 4, 1, 6}, Shape{3, 2, 4, 6}, Shape{4, 1, 6}, Shape{5, 6},
-                               Shape{2, 1, 3, 2, 6}}) {
+    for (const Shape& shape :
+         {Shape{1, 4, 1, 6}, Shape{3, 2, 4, 6}, Shape{4, 1, 6}, Shape{5, 6}, Shape{2, 1, 3, 2, 6}}) {
       const Tensor x = random_tensor(shape, 1);
       const Tensor y = fast::rope(x, 4, traditional, 500.0F, 0.5F, int64_t{12});
       for (int64_t row = 0; row < x.size() / 6; ++row) {
         const int64_t position = 12 + row % shape[-2];
-        const Tensor alone = fast::rope(View(x.data() + row * 6, {1, 6}), 4, traditional, 500.0F,
-                                        0.5F, position);
+        const Tensor alone =
+            fast::rope(View(x.data() + row * 6, {1, 6}), 4, traditional, 500.0F, 0.5F, position);
         EXPECT_TRUE(std::equal(alone.data(), alone.data() + 6, y.data() + row * 6))
             << shape.str() << " row " << row;
       }
@@ -275,8 +271,8 @@ TEST(FastRope, RefusesWrongArguments) {
   const Tensor x = Tensor::zeros({3, 2, 8});
   const std::vector<float> freqs(4, 1.0F);
   const std::vector<int32_t> offsets = {1, 2};
-  const auto rope = [&](const View& view, int64_t dims, std::optional<float> base,
-                        const fast::Offset& offset, std::span<const float> divisors) {
+  const auto rope = [&](const View& view, int64_t dims, std::optional<float> base, const fast::Offset& offset,
+                        std::span<const float> divisors) {
     return refusal([&] { fast::rope(view, dims, false, base, 1.0F, offset, divisors); });
   };
   const fast::Offset zero = int64_t{0};
@@ -289,13 +285,10 @@ TEST(FastRope, RefusesWrongArguments) {
     EXPECT_EQ(rope(x, dims, 10.0F, zero, {}),
               fmt::format("[fast::rope] dims: expected an even number from 2 to 8, got {}", dims));
   }
-  EXPECT_EQ(rope(x, 8, {}, zero, {}),
-            "[fast::rope] base: expected either base or freqs, got neither");
-  EXPECT_EQ(rope(x, 8, 10.0F, zero, freqs),
-            "[fast::rope] base: expected either base or freqs, got both");
+  EXPECT_EQ(rope(x, 8, {}, zero, {}), "[fast::rope] base: expected either base or freqs, got neither");
+  EXPECT_EQ(rope(x, 8, 10.0F, zero, freqs), "[fast::rope] base: expected either base or freqs, got both");
   EXPECT_EQ(rope(x, 8, 0.0F, zero, {}), "[fast::rope] base: expected a positive number, got 0");
-  EXPECT_EQ(rope(x, 8, std::nanf(""), zero, {}),
-            "[fast::rope] base: expected a positive number, got nan");
+  EXPECT_EQ(rope(x, 8, std::nanf(""), zero, {}), "[fast::rope] base: expected a positive number, got nan");
   EXPECT_EQ(rope(x, 6, {}, zero, freqs), "[fast::rope] freqs: expected dims / 2 = 3 values, got 4");
   EXPECT_EQ(rope(x, 8, 10.0F, rows, {}),
             "[fast::rope] offset: expected 3 values, one per index of axis 0 of [3, 2, 8], got 2");
@@ -326,8 +319,8 @@ TEST(FastRope, KernelsOfEveryIsaAgree) {
       for (const kernels::Table* table : test::tables()) {
         std::vector<float> row(static_cast<size_t>(dims + 16), 7.0F);
         std::copy_n(x.data(), dims, row.data());
-        (traditional ? table->rotate_pairs : table->rotate_halves)(row.data(), cosine.data(),
-                                                                   sine.data(), half);
+        (traditional ? table->rotate_pairs : table->rotate_halves)(row.data(), cosine.data(), sine.data(),
+                                                                   half);
         EXPECT_TRUE(std::equal(expected.data(), expected.data() + dims, row.data()))
             << table->isa << " half " << half << " traditional " << traditional;
         EXPECT_EQ(std::vector<float>(row.end() - 16, row.end()), std::vector<float>(16, 7.0F))
@@ -359,8 +352,8 @@ TEST(FastNorms, AnyStrides) {
   for (const View& view : scattered(x)) {
     EXPECT_TRUE(same_bits(fast::rms_norm(view, {}, 1e-5F), fast::rms_norm(view.copy(), {}, 1e-5F)))
         << view.shape.str() << view.strides.str();
-    EXPECT_TRUE(same_bits(fast::layer_norm(view, {}, {}, 1e-5F),
-                          fast::layer_norm(view.copy(), {}, {}, 1e-5F)))
+    EXPECT_TRUE(
+        same_bits(fast::layer_norm(view, {}, {}, 1e-5F), fast::layer_norm(view.copy(), {}, {}, 1e-5F)))
         << view.shape.str() << view.strides.str();
   }
 }
@@ -383,9 +376,8 @@ TEST(FastNorms, RefuseWrongArguments) {
 // ---- attention ---------------------------------------------------------------------------------
 
 Tensor run_attention(const Cases& cases, const Json& c, const fast::Mask& mask) {
-  return fast::scaled_dot_product_attention(cases.view(c, "q"), cases.view(c, "k"),
-                                            cases.view(c, "v"), c.at("scale").get<float>(), mask,
-                                            cases.floats(c, "sinks"));
+  return fast::scaled_dot_product_attention(cases.view(c, "q"), cases.view(c, "k"), cases.view(c, "v"),
+                                            c.at("scale").get<float>(), mask, cases.floats(c, "sinks"));
 }
 
 TEST(FastAttention, FixturesWithinTolerance) {
@@ -418,8 +410,7 @@ TEST(FastAttention, WindowIsItsMask) {
     mask.window = c.at("window").get<int64_t>();
     EXPECT_TRUE(passes(cases, c, run_attention(cases, c, mask)));
     ++mask.window;  // sees one key more, if there is one
-    EXPECT_EQ(passes(cases, c, run_attention(cases, c, mask)),
-              mask.window > cases.view(c, "k").shape[2]);
+    EXPECT_EQ(passes(cases, c, run_attention(cases, c, mask)), mask.window > cases.view(c, "k").shape[2]);
     ++windows;
   }
   EXPECT_EQ(windows, 6);
@@ -446,9 +437,8 @@ TEST(FastAttention, ComparisonSeesSwappedHeads) {
       mask.causal = c.at("mask") == "causal";
       const auto sinks = cases.floats(c, "sinks");
       const Tensor y = fast::scaled_dot_product_attention(
-          one(cases.view(c, "q"), h), one(k, h % kv_heads), one(v, h % kv_heads),
-          c.at("scale").get<float>(), mask,
-          sinks.empty() ? sinks : sinks.subspan(static_cast<size_t>(h), 1));
+          one(cases.view(c, "q"), h), one(k, h % kv_heads), one(v, h % kv_heads), c.at("scale").get<float>(),
+          mask, sinks.empty() ? sinks : sinks.subspan(static_cast<size_t>(h), 1));
       for (int64_t b = 0; b < y.shape()[0]; ++b) {
         std::copy_n(y.row(b), y.row_size(), turned.row(b) + h * y.row_size());
       }
@@ -470,9 +460,8 @@ TEST(FastAttention, AnyStrides) {
       fast::Mask mask, dense_mask;
       mask.additive = &mask_view;
       dense_mask.additive = &dense_bias_view;
-      EXPECT_TRUE(same_bits(
-          fast::scaled_dot_product_attention(view, view, view, 0.7F, mask),
-          fast::scaled_dot_product_attention(dense, dense, dense, 0.7F, dense_mask)))
+      EXPECT_TRUE(same_bits(fast::scaled_dot_product_attention(view, view, view, 0.7F, mask),
+                            fast::scaled_dot_product_attention(dense, dense, dense, 0.7F, dense_mask)))
           << view.strides.str() << mask_view.strides.str();
     }
   }
@@ -493,8 +482,7 @@ TEST(FastAttention, PartsOfAMaskAddUp) {
   mask.boolean_shape = {3};
   mask.additive = &bias_view;
   const Tensor y = fast::scaled_dot_product_attention(q, k, v, 1.0F, mask);
-  EXPECT_EQ(std::vector<float>(y.values().begin(), y.values().end()),
-            (std::vector<float>{0, 10, 0}));
+  EXPECT_EQ(std::vector<float>(y.values().begin(), y.values().end()), (std::vector<float>{0, 10, 0}));
   mask = {};
   mask.window = 1;  // without `causal`: nothing older than itself
   const Tensor newer = fast::scaled_dot_product_attention(q, k, v, 1.0F, mask);
@@ -561,8 +549,7 @@ TEST(FastAttention, RefusesWrongMasksAndSinks) {
   mask.window = -1;
   EXPECT_EQ(attention(mask), op + "window: expected 0 for none or more, got -1");
   for (const Shape& shape : {Shape{3, 4}, Shape{2, 2, 3, 5}, Shape{1, 1, 1, 3, 5}}) {
-    const std::string rest =
-        " mask: expected a shape that broadcasts to [2, 6, 3, 5], got " + shape.str();
+    const std::string rest = " mask: expected a shape that broadcasts to [2, 6, 3, 5], got " + shape.str();
     const Tensor values = Tensor::zeros(shape);
     const View additive(values);
     mask = {};

@@ -84,8 +84,8 @@ TEST(Blocks, DequantiseAsTheReference) {
       quant::dequantise_row(c->tensor, r, row.data());
       for (int64_t k = 0; k < columns; ++k) {
         ASSERT_TRUE(same(row[k], c->values[r * columns + k]))
-            << c->name << " row " << r << " column " << k << ": expected "
-            << c->values[r * columns + k] << ", got " << row[k];
+            << c->name << " row " << r << " column " << k << ": expected " << c->values[r * columns + k]
+            << ", got " << row[k];
       }
     }
   }
@@ -138,8 +138,8 @@ void check_products(const kernels::Table& table, const Case& c, int64_t rows, in
   std::vector<float> scale(T * blocks), y(T * rows, -1.0F);
   std::vector<int32_t> sum(T * blocks * 2);
   for (int64_t t = 0; t < T; ++t) {
-    table.to_fixed16(&x[t * K], K, &high[t * blocks * 32], &low[t * blocks * 32],
-                     &scale[t * blocks], &sum[t * blocks * 2]);
+    table.to_fixed16(&x[t * K], K, &high[t * blocks * 32], &low[t * blocks * 32], &scale[t * blocks],
+                     &sum[t * blocks * 2]);
   }
   kernels::LinearArgs args;
   args.weight = &packed.matrix();
@@ -234,12 +234,12 @@ TEST(Half, EveryValueThereAndBack) {
 }
 
 TEST(Half, RoundsToNearestEven) {
-  EXPECT_EQ(to_f16(1.0F + 0x1p-11F), 0x3C00);              // half way: to even
-  EXPECT_EQ(to_f16(1.0F + 0x1p-11F + 0x1p-20F), 0x3C01);   // just above
-  EXPECT_EQ(to_f16(1.0F + 3 * 0x1p-11F), 0x3C02);          // half way: to even
+  EXPECT_EQ(to_f16(1.0F + 0x1p-11F), 0x3C00);             // half way: to even
+  EXPECT_EQ(to_f16(1.0F + 0x1p-11F + 0x1p-20F), 0x3C01);  // just above
+  EXPECT_EQ(to_f16(1.0F + 3 * 0x1p-11F), 0x3C02);         // half way: to even
   EXPECT_EQ(to_f16(65519.0F), 0x7BFF);
-  EXPECT_EQ(to_f16(65520.0F), 0x7C00);                     // infinity
-  EXPECT_EQ(to_f16(0x1p-25F), 0x0000);                     // half of the smallest: to even
+  EXPECT_EQ(to_f16(65520.0F), 0x7C00);  // infinity
+  EXPECT_EQ(to_f16(0x1p-25F), 0x0000);  // half of the smallest: to even
   EXPECT_EQ(to_f16(0x1p-25F + 0x1p-40F), 0x0001);
   EXPECT_EQ(to_f16(-0x1p-24F), 0x8001);
 }

@@ -19,9 +19,9 @@ std::map<std::string, Array> load_arrays(const std::string& name) {
   std::string header(length, ' ');
   file.read(header.data(), static_cast<std::streamsize>(length));
   const std::map<std::string, DType> dtypes = {
-      {"F32", DType::f32}, {"F16", DType::f16}, {"BF16", DType::bf16}, {"F64", DType::f64},
-      {"I32", DType::i32}, {"I64", DType::i64}, {"U8", DType::u8},     {"U32", DType::u32},
-      {"BOOL", DType::boolean}};
+      {"F32", DType::f32}, {"F16", DType::f16}, {"BF16", DType::bf16},
+      {"F64", DType::f64}, {"I32", DType::i32}, {"I64", DType::i64},
+      {"U8", DType::u8},   {"U32", DType::u32}, {"BOOL", DType::boolean}};
   std::map<std::string, Array> arrays;
   const nlohmann::json entries = nlohmann::json::parse(header);
   for (const auto& [key, value] : entries.items()) {
@@ -31,8 +31,7 @@ std::map<std::string, Array> load_arrays(const std::string& name) {
     Array array{dtypes.at(value["dtype"]), Shape(std::span<const int64_t>(dims)), {}};
     array.bytes.resize(static_cast<size_t>(offsets[1] - offsets[0]));
     file.seekg(static_cast<std::streamoff>(8 + length) + offsets[0]);
-    file.read(reinterpret_cast<char*>(array.bytes.data()),
-              static_cast<std::streamsize>(array.bytes.size()));
+    file.read(reinterpret_cast<char*>(array.bytes.data()), static_cast<std::streamsize>(array.bytes.size()));
     if (!file) throw std::runtime_error("fixture cut short: " + name);
     arrays.emplace(key, std::move(array));
   }

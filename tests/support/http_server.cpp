@@ -16,7 +16,8 @@ HttpServer::HttpServer(std::function<Response(const Request&)> answer) : answer_
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   socklen_t size = sizeof(address);
   if (socket_ < 0 || ::bind(socket_, reinterpret_cast<sockaddr*>(&address), size) != 0 ||
-      ::listen(socket_, 16) != 0 || ::getsockname(socket_, reinterpret_cast<sockaddr*>(&address), &size) != 0) {
+      ::listen(socket_, 16) != 0 ||
+      ::getsockname(socket_, reinterpret_cast<sockaddr*>(&address), &size) != 0) {
     throw std::runtime_error("no server on the loopback interface");
   }
   port_ = ntohs(address.sin_port);
@@ -55,7 +56,8 @@ void HttpServer::reply(int connection) {
   const Response response = answer_(request);
   const int64_t announced =
       response.announced >= 0 ? response.announced : static_cast<int64_t>(response.body.size());
-  std::string answer = "HTTP/1.1 " + std::to_string(response.status) + " .\r\nContent-Type: " + response.type +
+  std::string answer = "HTTP/1.1 " + std::to_string(response.status) +
+                       " .\r\nContent-Type: " + response.type +
                        "\r\nContent-Length: " + std::to_string(announced) + "\r\nConnection: close\r\n";
   if (!response.location.empty()) answer += "Location: " + response.location + "\r\n";
   answer += "\r\n" + response.body;

@@ -47,7 +47,8 @@ Trace edited(const Trace& trace, const std::function<bool(TraceEvent&, std::vect
 TEST(Selftest, FindsEveryFaultWhereItIs) {
   const SelftestResult result = selftest(test::data_path(""));
   for (const auto& each : result.cases) {
-    EXPECT_TRUE(each.fault.empty() ? !each.detected : each.localised) << each.fault << " in " << each.model << ": " << each.outcome;
+    EXPECT_TRUE(each.fault.empty() ? !each.detected : each.localised)
+        << each.fault << " in " << each.model << ": " << each.outcome;
   }
   EXPECT_GE(result.faults, 24);
   EXPECT_EQ(result.detected, 1);
@@ -72,8 +73,10 @@ TEST(Diff, CleanRunsOfEveryPolicyRaiseNoAlarm) {
   for (const auto& entry : fs::directory_iterator(captured(""))) {
     const std::string name = entry.path().filename().string();
     const Trace reference = Trace::open(entry.path());
-    for (const auto& [precision, kv] : {std::pair(Precision::f32, KvType::f32), {Precision::f32, KvType::f16},
-                                        {Precision::exact, KvType::f32}, {Precision::exact, KvType::f16}}) {
+    for (const auto& [precision, kv] : {std::pair(Precision::f32, KvType::f32),
+                                        {Precision::f32, KvType::f16},
+                                        {Precision::exact, KvType::f32},
+                                        {Precision::exact, KvType::f16}}) {
       const std::string policy = std::string(precision_name(precision)) + "/" + std::string(kv_type_name(kv));
       const Floor floor(entry.path() / "floor.json", policy);
       for (const kernels::Table* table : kernels::available()) {
@@ -84,7 +87,8 @@ TEST(Diff, CleanRunsOfEveryPolicyRaiseNoAlarm) {
           options.model.threads = threads;
           options.kv_type = kv;
           const DiffReport report = diff(record_trace(model_of(name), options), reference, floor);
-          EXPECT_EQ(report.verdict, Verdict::within) << name << " " << policy << " " << table->isa << ": " << report.reason;
+          EXPECT_EQ(report.verdict, Verdict::within)
+              << name << " " << policy << " " << table->isa << ": " << report.reason;
           EXPECT_EQ(report.compared, report.expected);
           ++runs;
         }
@@ -111,7 +115,9 @@ TEST(Diff, DamagedReferencesGiveNoVerdict) {
                     for (float& v : values) v *= factor;
                   }
                   return true;
-                }), Verdict::inconclusive) << site << " scaled";
+                }),
+                Verdict::inconclusive)
+          << site << " scaled";
     }
   }
   std::map<std::string, std::vector<float>> layer_0;
@@ -120,13 +126,21 @@ TEST(Diff, DamagedReferencesGiveNoVerdict) {
               if (event.layer == 0) layer_0[key] = values;
               if (event.layer == 1) values = layer_0[key];
               return true;
-            }), Verdict::inconclusive) << "a layer recorded twice";
-  EXPECT_EQ(verdict([](TraceEvent& event, std::vector<float>&) { return event.layer != 1 || event.site != "k_rope"; }),
-            Verdict::inconclusive) << "a site is missing";
+            }),
+            Verdict::inconclusive)
+      << "a layer recorded twice";
+  EXPECT_EQ(verdict([](TraceEvent& event, std::vector<float>&) {
+              return event.layer != 1 || event.site != "k_rope";
+            }),
+            Verdict::inconclusive)
+      << "a site is missing";
   EXPECT_EQ(verdict([](TraceEvent& event, std::vector<float>& values) {
-              if (event.layer == 1 && event.site == "q_proj") values[3] = std::numeric_limits<float>::quiet_NaN();
+              if (event.layer == 1 && event.site == "q_proj")
+                values[3] = std::numeric_limits<float>::quiet_NaN();
               return true;
-            }), Verdict::inconclusive) << "NaN";
+            }),
+            Verdict::inconclusive)
+      << "NaN";
   // Weights that are not the same ones.
   Trace stale = edited(reference, [](TraceEvent&, std::vector<float>&) { return true; });
   stale.weights_sha256["model.safetensors"] = "0";
@@ -177,7 +191,8 @@ TEST(Traces, ComeBackFromDisk) {
   ASSERT_EQ(again.events().size(), ours.events().size());
   for (size_t i = 0; i < ours.events().size(); ++i) {
     EXPECT_EQ(again.events()[i].name(), ours.events()[i].name());
-    EXPECT_TRUE(std::equal(ours.events()[i].values.begin(), ours.events()[i].values.end(), again.events()[i].values.begin()));
+    EXPECT_TRUE(std::equal(ours.events()[i].values.begin(), ours.events()[i].values.end(),
+                           again.events()[i].values.begin()));
   }
   fs::remove_all(folder);
 }
@@ -189,7 +204,8 @@ TEST(Traces, LeaveTheLogitsAsTheyAre) {
   options.precision = Precision::f32;
   SessionOptions session;
   session.kv_type = KvType::f32;
-  const Tensor logits = Session(Model::load(model_of("mixtral"), options), session).append(reference.sequences[0].ids);
+  const Tensor logits =
+      Session(Model::load(model_of("mixtral"), options), session).append(reference.sequences[0].ids);
   for (const TraceEvent& event : trace.events()) {
     if (event.site != "logits" || event.step != 0 || event.row != 0) continue;
     EXPECT_TRUE(std::equal(event.values.begin(), event.values.end(), logits.values().begin()));
@@ -210,7 +226,8 @@ TEST(Traces, RefuseWhatIsBroken) {
   refuses([&] { fs::resize_file(folder / "tensors-00000.safetensors", 5000); });
   refuses([&] { fs::resize_file(folder / "events.jsonl", 5000); });
   refuses([&] { fs::resize_file(folder / "manifest.json", 50); });
-  refuses([&] { std::ofstream(folder / "manifest.json") << R"({"format": "lockstep-trace", "version": 2})"; });
+  refuses(
+      [&] { std::ofstream(folder / "manifest.json") << R"({"format": "lockstep-trace", "version": 2})"; });
   refuses([&] { std::ofstream(folder / "events.jsonl", std::ios::app) << "{}\n"; });
   refuses([&] {
     std::ifstream lines(folder / "events.jsonl");
@@ -223,7 +240,8 @@ TEST(Traces, RefuseWhatIsBroken) {
 
 TEST(Check, HoldsForEveryArchitecture) {
   for (const char* name : {"llama", "mistral", "mixtral", "qwen2"}) {
-    for (const CheckResult& each : check_model(model_of(name), {}, KvType::f16, 70)) EXPECT_TRUE(each.held) << name << ": " << each.name;
+    for (const CheckResult& each : check_model(model_of(name), {}, KvType::f16, 70))
+      EXPECT_TRUE(each.held) << name << ": " << each.name;
   }
 }
 
@@ -249,7 +267,9 @@ TEST(Reports, AreWhole) {
   options.fault = "rope-flatten-heads";
   const DiffReport report = diff(record_trace(model_of("mixtral"), options), reference, floor);
   const std::string text = report_text(report, false);
-  EXPECT_NE(text.find("DIVERGENT  first error: decode step 1, sequence 0, L00.q_rope, heads 1-5 of 6"), std::string::npos) << text;
+  EXPECT_NE(text.find("DIVERGENT  first error: decode step 1, sequence 0, L00.q_rope, heads 1-5 of 6"),
+            std::string::npos)
+      << text;
   EXPECT_NE(report_json(report).find("\"schema\": \"lockstep-diff-1\""), std::string::npos);
   EXPECT_NE(report_html(report).find("</table>"), std::string::npos);
 }

@@ -1,11 +1,13 @@
 // The algorithms, once. Included by each ISA's file inside its target region and namespace, after
 // it has defined the 16-lane types F (float), I (int32), B (64 bytes), Dot and their operations.
 // No include guards against that: one file includes this once.
+// clang-format off: each uses the ones before it
 #include "kernels/generic/formats.h"
 #include "kernels/generic/linear.h"
 #include "kernels/generic/elementwise.h"
 #include "kernels/generic/attention.h"
 #include "kernels/generic/peak.h"
+// clang-format on
 
 constexpr Table make_table() {
   return {

@@ -37,9 +37,7 @@ struct Simple {
   static constexpr bool kHasBias = kBias;
   static constexpr int kScaleColumns = 32;
   static int64_t sub_blocks(const quant::PanelMatrix&) { return 1; }
-  static int64_t unit_bytes(const quant::PanelMatrix&) {
-    return (kBias ? 64 : 32) + code_bytes(kBits);
-  }
+  static int64_t unit_bytes(const quant::PanelMatrix&) { return (kBias ? 64 : 32) + code_bytes(kBits); }
   static F scale(const std::byte* unit, int64_t) { return load_f16(unit); }
   static F bias(const std::byte* unit, int64_t) { return load_f16(unit + 32); }
   static const std::byte* codes(const std::byte* unit, const quant::PanelMatrix&, int64_t) {
@@ -56,9 +54,7 @@ struct SuperBlock {
   static constexpr int kScaleColumns = 32;
   static int64_t sub_blocks(const quant::PanelMatrix&) { return 8; }
   static int64_t unit_bytes(const quant::PanelMatrix&) { return 64 + 256 + 8 * code_bytes(kBits); }
-  static F scale(const std::byte* unit, int64_t s) {
-    return load_f16(unit) * load_u8(unit + 64 + 16 * s);
-  }
+  static F scale(const std::byte* unit, int64_t s) { return load_f16(unit) * load_u8(unit + 64 + 16 * s); }
   static F bias(const std::byte* unit, int64_t s) {
     return zero() - load_f16(unit + 32) * load_u8(unit + 192 + 16 * s);
   }

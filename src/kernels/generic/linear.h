@@ -152,8 +152,14 @@ inline void tile_rows(int64_t count, const Rows& rows) {
   int64_t row = 0;
   for (; row + kTile <= count; row += kTile) rows.template operator()<kTile>(row);
   if constexpr (kTile > 1) {
-    if (kTile > 4 && row + 4 <= count) { rows.template operator()<4>(row); row += 4; }
-    if (kTile > 2 && row + 2 <= count) { rows.template operator()<2>(row); row += 2; }
+    if (kTile > 4 && row + 4 <= count) {
+      rows.template operator()<4>(row);
+      row += 4;
+    }
+    if (kTile > 2 && row + 2 <= count) {
+      rows.template operator()<2>(row);
+      row += 2;
+    }
     if (row < count) rows.template operator()<1>(row);
   }
 }
@@ -210,13 +216,11 @@ void linear_f32(const LinearArgs& args, int64_t begin, int64_t end) {
     case DType::f16: return plain_panels<PlainF16>(args, begin, end);
     case DType::bf16: return plain_panels<PlainBf16>(args, begin, end);
     default:
-      with_block_format(*args.weight, [&]<typename Format>() {
-        dequantised_panels<Format>(args, begin, end);
-      });
+      with_block_format(*args.weight,
+                        [&]<typename Format>() { dequantised_panels<Format>(args, begin, end); });
   }
 }
 
 void linear_fixed16(const LinearArgs& args, int64_t begin, int64_t end) {
-  with_block_format(*args.weight,
-                    [&]<typename Format>() { fixed16_panels<Format>(args, begin, end); });
+  with_block_format(*args.weight, [&]<typename Format>() { fixed16_panels<Format>(args, begin, end); });
 }

@@ -1,5 +1,6 @@
-// The arithmetic limit: kPeakSums independent accumulators, as many as hide the latency of a multiply-add and still
-// fit the registers; no memory. Indices are constants, or the compiler keeps the accumulators in memory.
+// The arithmetic limit: kPeakSums independent accumulators, as many as hide the latency of a multiply-add and
+// still fit the registers; no memory. Indices are constants, or the compiler keeps the accumulators in
+// memory.
 
 template <size_t... S>
 int64_t peak_f32(int64_t rounds, std::index_sequence<S...>) {
