@@ -208,7 +208,9 @@ std::string gguf_config(const Gguf& gguf, const std::string& architecture, const
   // A dense model may say that it has no experts.
   drop_if_equal("num_local_experts", 0);
   drop_if_equal("num_experts_per_tok", 0);
-  for (const char* harmless : {"gguf:attention.causal", "gguf:tensor_data_layout"}) config.erase(harmless);
+  for (const char* harmless :
+       {"gguf:attention.causal", "gguf:rope.scaling.finetuned", "gguf:tensor_data_layout"})
+    config.erase(harmless);
   return config.dump(-1, ' ', false, json::error_handler_t::replace);
 }
 

@@ -42,6 +42,11 @@ constexpr std::array<std::string_view, 31> kHarmless = {"_name_or_path",
                                                         "unsloth_version",
                                                         "use_cache"};
 
+// Switches of other architectures, written by some although they are off.
+constexpr std::array<std::string_view, 7> kHarmlessIfFalse = {"attention_bias",    "mlp_bias",  "qkv_bias",
+                                                              "rope_interleaved",  "use_mrope", "use_qk_norm",
+                                                              "use_sliding_window"};
+
 // Words in the names of keys that change the maths in some architecture.
 constexpr std::array<std::string_view, 17> kMaths = {
     "rope", "rotary",    "scal", "window", "cap",        "bias",  "norm", "quantiz", "expert",
@@ -53,6 +58,7 @@ std::vector<std::string> check_unread_keys(const Config& config) {
   std::vector<std::string> unread;
   for (const std::string& key : config.unread()) {
     if (std::ranges::find(kHarmless, key) != kHarmless.end()) continue;
+    if (std::ranges::find(kHarmlessIfFalse, key) != kHarmlessIfFalse.end() && !config.boolean(key)) continue;
     for (std::string_view word : kMaths) {
       if (key.find(word) == std::string::npos) continue;
       fail(ErrorCode::unsupported,

@@ -1,5 +1,7 @@
 #include "models/transformer.h"
 
+#include <cmath>
+
 #include "tensor/fail.h"
 
 namespace lockstep {
@@ -27,6 +29,9 @@ TransformerSizes read_sizes(const Config& config, const SizeDefaults& defaults) 
   sizes.intermediate = read_size(config, "intermediate_size");
   sizes.vocab = read_size(config, "vocab_size");
   sizes.eps = static_cast<float>(config.number("rms_norm_eps", defaults.eps));
+  if (!(sizes.eps >= 0) || !std::isfinite(sizes.eps)) {
+    fail(ErrorCode::format, "[{}] rms_norm_eps: expected 0 or more, got {}", config.where(), sizes.eps);
+  }
   if (sizes.heads % sizes.kv_heads != 0) {
     fail(ErrorCode::format, "[{}] num_key_value_heads: expected a divisor of the {} query heads, got {}",
          config.where(), sizes.heads, sizes.kv_heads);

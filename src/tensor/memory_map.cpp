@@ -14,7 +14,7 @@
 namespace lockstep {
 
 MemoryMap::MemoryMap(const std::filesystem::path& path) : path_(path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe must not make it wait
   if (fd < 0) {
     fail(errno == ENOENT ? ErrorCode::not_found : ErrorCode::io, "[{}] open: {}", path.string(),
          std::strerror(errno));
