@@ -17,5 +17,6 @@ Target fuzz_zip;          // a wheel
 Target fuzz_page;         // a page of a package index
 Target fuzz_tokenizer;    // tokenizer.json, NUL, tokenizer_config.json
 Target fuzz_template;     // a chat template
+Target fuzz_trace;        // manifest.json, NUL, events.jsonl of a trace
 
 }  // namespace lockstep::fuzz
