@@ -150,8 +150,8 @@ TraceEvent parse_event(const json& line, Shards& shards, const std::string& wher
          dtype_name(tensor.dtype), tensor.shape.str());
   }
   if ((event.axes == "T H D") != (tensor.shape.rank() == 3)) {
-    fail(ErrorCode::format, "[{}] axes: expected T H D for tensors of rank 3 alone, got {} for {}", where, event.axes,
-         tensor.shape.str());
+    fail(ErrorCode::format, "[{}] axes: expected T H D for tensors of rank 3 alone, got {} for {}", where,
+         event.axes, tensor.shape.str());
   }
   event.shape = tensor.shape;
   if (reinterpret_cast<uintptr_t>(tensor.data.data()) % alignof(float) != 0) {

@@ -121,7 +121,7 @@ def in_f64(model):
     def norm(self, x):
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
-    model.double()
+    torch.nn.Module.double(model)    # transformers refuses it for a file that was quantised, which it is no longer
     for kind in norms:
         kind.forward = norm
     try:
@@ -129,7 +129,7 @@ def in_f64(model):
     finally:
         for kind, forward in originals.items():
             kind.forward = forward
-        model.float()
+        torch.nn.Module.float(model)
 
 
 def load(path):
