@@ -78,6 +78,28 @@ Why needs_experts(const ModelFacts& facts, const Sequences&) {
 }
 Why always(const ModelFacts&, const Sequences&) { return {}; }
 
+Why longer_than_a_chunk(const ModelFacts&, const Sequences& sequences) {
+  return longest(sequences) > 8 ? Why() : Why("the text is no longer than a chunk");
+}
+
+// Q and K rotated at other positions than their own.
+template <typename Cannot, typename Position>
+Injection misplaced(Fault fault, Cannot cannot, Position position) {
+  const auto rotate_there = [=](const ModelFacts& facts, const PassRows& rows, Tensor& x) {
+    rotate(x, facts.head_dim, false, facts.theta,
+           [&](int64_t t) { return position(rows, static_cast<size_t>(t)); });
+  };
+  return {std::move(fault),
+          [=](const ModelFacts& facts, const Sequences& sequences) {
+            const Why why = cannot(facts, sequences);
+            return why ? why : default_rope(facts, sequences);
+          },
+          {},
+          rotated_anew(rotate_there),
+          {},
+          kBeforeRope};
+}
+
 json without_rope_scaling(const ModelFacts& facts) {
   return {{"rope_scaling", nullptr},
           {"rope_parameters",
@@ -246,62 +268,23 @@ std::vector<Injection> rope_faults() {
        },
        {},
        {}});
+  all.push_back(misplaced(
+      fault("rope-offset-of-row-0", 5, "with L = 1 rotates every row of the batch at the position of row 0",
+            "q_rope", "all", true, 1),
+      needs_rows, [](const PassRows& rows, size_t t) { return rows.positions[rows.step == 0 ? t : 0]; }));
+  all.push_back(misplaced(
+      fault("decode-position", 20, "counts one position too many after the prefill", "q_rope", "all", true),
+      needs_decode,
+      [](const PassRows& rows, size_t t) { return rows.positions[t] + (rows.step > 0 ? 1 : 0); }));
+  all.push_back(misplaced(
+      fault("chunk-position", 22, "starts positions anew with every chunk of 8", "q_rope", "all"),
+      longer_than_a_chunk,
+      [](const PassRows& rows, size_t t) { return rows.positions[t] % (rows.step == 0 ? 8 : 1 << 30); }));
   all.push_back(
-      {fault("rope-offset-of-row-0", 5, "with L = 1 rotates every row of the batch at the position of row 0",
-             "q_rope", "all", true, 1),
-       [](const ModelFacts& f, const Sequences& s) {
-         return needs_rows(f, s) ? needs_rows(f, s) : default_rope(f, s);
-       },
-       {},
-       [](const ModelFacts& f, const PassRows& rows, int, Site site, Tensor& x, Seen& seen) {
-         if (!is_rope(site) || rows.step == 0) return;
-         x = seen.at(unrotated(site)).clone();
-         rotate(x, f.head_dim, false, f.theta, [&](int64_t) { return rows.positions[0]; });
-       },
-       {},
-       kBeforeRope});
-  all.push_back(
-      {fault("decode-position", 20, "counts one position too many after the prefill", "q_rope", "all", true),
-       [](const ModelFacts& f, const Sequences& s) {
-         return needs_decode(f, s) ? needs_decode(f, s) : default_rope(f, s);
-       },
-       {},
-       [](const ModelFacts& f, const PassRows& rows, int, Site site, Tensor& x, Seen& seen) {
-         if (!is_rope(site) || rows.step == 0) return;
-         x = seen.at(unrotated(site)).clone();
-         rotate(x, f.head_dim, false, f.theta,
-                [&](int64_t t) { return rows.positions[static_cast<size_t>(t)] + 1; });
-       },
-       {},
-       kBeforeRope});
-  all.push_back({fault("chunk-position", 22, "starts positions anew with every chunk of 8", "q_rope", "all"),
-                 [](const ModelFacts& f, const Sequences& s) {
-                   return longest(s) <= 8 ? Why("the text is no longer than a chunk") : default_rope(f, s);
-                 },
-                 {},
-                 rotated_anew([](const ModelFacts& f, const PassRows& rows, Tensor& x) {
-                   rotate(x, f.head_dim, false, f.theta, [&](int64_t t) {
-                     return rows.step == 0 ? rows.positions[static_cast<size_t>(t)] % 8
-                                           : rows.positions[static_cast<size_t>(t)];
-                   });
-                 }),
-                 {},
-                 kBeforeRope});
-  all.push_back(
-      {fault("left-pad-positions", 23, "counts three tokens of padding as positions after the prefill",
-             "q_rope", "all", true),
-       [](const ModelFacts& f, const Sequences& s) {
-         return needs_decode(f, s) ? needs_decode(f, s) : default_rope(f, s);
-       },
-       {},
-       [](const ModelFacts& f, const PassRows& rows, int, Site site, Tensor& x, Seen& seen) {
-         if (!is_rope(site) || rows.step == 0) return;
-         x = seen.at(unrotated(site)).clone();
-         rotate(x, f.head_dim, false, f.theta,
-                [&](int64_t t) { return rows.positions[static_cast<size_t>(t)] + 3; });
-       },
-       {},
-       kBeforeRope});
+      misplaced(fault("left-pad-positions", 23,
+                      "counts three tokens of padding as positions after the prefill", "q_rope", "all", true),
+                needs_decode,
+                [](const PassRows& rows, size_t t) { return rows.positions[t] + (rows.step > 0 ? 3 : 0); }));
   return all;
 }
 

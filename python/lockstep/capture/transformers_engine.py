@@ -185,5 +185,5 @@ def facts(path, model):
                        "threads": torch.get_num_threads()},
             "policy": {"precision": "f32", "kv_type": "f32"},
             "model": {"architecture": model.config.model_type, "layers": model.config.num_hidden_layers,
-                      "config": model.config.to_dict(),
+                      "config": {k: v for k, v in model.config.to_dict().items() if k != "_name_or_path"},
                       "weights_sha256": {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}}}
