@@ -32,7 +32,7 @@ std::string left_over(const CLI::App& app) {
 }
 
 std::string what_is_wrong(const CLI::App& app, const CLI::ParseError& error) {
-  const std::string text = error.what();
+  std::string text = error.what();
   const std::string rest = left_over(app);
   if (!rest.empty() && rest[0] == '-') return rest + ": expected a flag of this verb, got another";
   if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -79,11 +80,11 @@ void GenerateFlags::declare(CLI::App& verb) {
 std::string read_text(const std::string& path) {
   if (path == "-") return {std::istreambuf_iterator<char>(std::cin), {}};
   std::ifstream file(path, std::ios::binary);
-  try {
-    // Throws for a directory, which can be opened and not read.
+  std::error_code unusable;
+  // A directory can be opened, but not read.
+  if (file.is_open() && !std::filesystem::is_directory(path, unusable)) {
     std::string text{std::istreambuf_iterator<char>(file), {}};
-    if (file.is_open()) return text;
-  } catch (const std::ios_base::failure&) {
+    return text;
   }
   throw Error(ErrorCode::not_found, "[" + path + "] read: expected a readable file");
 }

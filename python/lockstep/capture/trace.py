@@ -18,6 +18,10 @@ AXES = {"q_proj": "T H D", "k_proj": "T H D", "v_proj": "T H D", "q_rope": "T H 
 SHARD_BYTES = 64 << 20
 
 
+def checksums(files):
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
 def statistics(x):
     finite = x[np.isfinite(x)].astype(np.float64)
     return {"n": int(x.size), "nan": int(np.isnan(x).sum()), "inf": int(np.isinf(x).sum()),

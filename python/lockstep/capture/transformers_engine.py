@@ -4,7 +4,6 @@ Everything runs in one process on the CPU, one sequence at a time, in f32 on the
 dequantised first). The attention is this file's own plain one, so that its inner tensors exist and so that an f64 run
 really is one: transformers casts softmax and norms to f32.
 """
-import hashlib
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .trace import checksums
 
 SUPPORTED = ("llama", "mistral", "mixtral", "qwen2")
 ATTENTION = "lockstep_plain"
@@ -186,4 +187,4 @@ def facts(path, model):
             "policy": {"precision": "f32", "kv_type": "f32"},
             "model": {"architecture": model.config.model_type, "layers": model.config.num_hidden_layers,
                       "config": {k: v for k, v in model.config.to_dict().items() if k != "_name_or_path"},
-                      "weights_sha256": {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}}}
+                      "weights_sha256": checksums(files)}}
