@@ -81,8 +81,8 @@ struct Fault {
   int row = 0;               ///< first sequence it touches
 };
 const std::vector<Fault>& faults();
-/// Error `invalid_argument` naming those there are.
-const Fault& find_fault(const std::string& name);
+/// "NAME", or "NAME@layer=3" for one layer only. Error `invalid_argument` naming those there are.
+Fault find_fault(const std::string& name);
 
 struct TraceOptions {
   std::vector<Trace::Sequence> sequences;  ///< `fed` empty: greedy tokens
@@ -91,7 +91,7 @@ struct TraceOptions {
   ModelOptions model{
       .precision = Precision::f32, .isa = {}, .threads = 0, .config_patch = {}, .progress = {}};
   KvType kv_type = KvType::f32;
-  std::string fault;       ///< name of one to inject; empty: none
+  std::string fault;       ///< one to inject, as find_fault reads it; empty: none
   bool checksums = false;  ///< note those of the weight files, so that other weights are told from faults
 };
 /// Runs our engine and keeps every site of the level.

@@ -109,7 +109,8 @@ void declare_generate(CLI::App& app) {
       ->check(in_range(int64_t{0}, int64_t{1000}));
   verb->add_flag("--json", flags->json, "print one JSON object instead of the text");
   flags->generate.declare(*verb);
-  verb->add_option("--inject", flags->fault, "compute wrongly on purpose; list: names the faults")
+  verb->add_option("--inject", flags->fault,
+                   "compute wrongly on purpose: NAME or NAME@layer=N; list: names them")
       ->type_name("FAULT");
   verb->footer(
       "Examples:\n"

@@ -245,7 +245,8 @@ void declare_trace(CLI::App& app) {
   verb->add_option("--level", flags->level, "0: logits, 1: layers, 2: every operation")
       ->check(in_range(0, 2))
       ->capture_default_str();
-  verb->add_option("--inject", flags->fault, "compute wrongly on purpose; list: names the faults")
+  verb->add_option("--inject", flags->fault,
+                   "compute wrongly on purpose: NAME or NAME@layer=N; list: names them")
       ->type_name("FAULT");
   verb->add_option("--validate", flags->validate, "only check that a trace is well formed")->type_name("DIR");
   verb->add_option("-o,--out", flags->out, "directory to write")->type_name("DIR");

@@ -1,5 +1,6 @@
 // The catalogue of faults. Numbers are those of docs/faults.md; each says where its error must be found.
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 
 #include "quant/blocks.h"
@@ -483,11 +484,40 @@ const std::vector<Injection>& injections() {
   return all;
 }
 
-const Injection& find_injection(const std::string& name) {
+namespace {
+
+// The hook, in one layer only.
+Injection::Hook only_in(int wanted, Injection::Hook hook) {
+  if (!hook) return {};
+  return [=](const ModelFacts& facts, const PassRows& rows, int layer, Site site, Tensor& x, Seen& seen) {
+    if (layer == wanted) hook(facts, rows, layer, site, x, seen);
+  };
+}
+
+}  // namespace
+
+Injection find_injection(const std::string& text) {
+  const size_t at = text.find('@');
+  const std::string name = text.substr(0, at);
   std::string names;
   for (const Injection& each : injections()) {
-    if (each.fault.name == name) return each;
     names += (names.empty() ? "" : ", ") + each.fault.name;
+    if (each.fault.name != name) continue;
+    if (at == std::string::npos) return each;
+    constexpr std::string_view kLayer = "layer=";
+    const std::string place = text.substr(at + 1);
+    int layer = 0;
+    const char* end = place.data() + place.size();
+    if (!place.starts_with(kLayer) || each.patch ||
+        std::from_chars(place.data() + kLayer.size(), end, layer).ptr != end ||
+        place.size() == kLayer.size()) {
+      fail(ErrorCode::invalid_argument,
+           "[inject] place: expected NAME@layer=N, of a fault that is no change of the config; got {}", text);
+    }
+    Injection narrowed = each;
+    narrowed.before = only_in(layer, each.before);
+    narrowed.after = only_in(layer, each.after);
+    return narrowed;
   }
   fail(ErrorCode::invalid_argument, "[inject] fault: expected one of {}; got {}", names, name);
 }
@@ -501,6 +531,6 @@ const std::vector<Fault>& faults() {
   return all;
 }
 
-const Fault& find_fault(const std::string& name) { return find_injection(name).fault; }
+Fault find_fault(const std::string& name) { return find_injection(name).fault; }
 
 }  // namespace lockstep

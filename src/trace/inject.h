@@ -46,6 +46,7 @@ struct Injection {
   std::vector<Site> keeps;  // sites whose tensors `before` wants to see later in the layer
 };
 const std::vector<Injection>& injections();
-const Injection& find_injection(const std::string& name);
+/// "NAME" or "NAME@layer=3". Error `invalid_argument` naming those there are.
+Injection find_injection(const std::string& text);
 
 }  // namespace lockstep

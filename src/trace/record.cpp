@@ -139,7 +139,9 @@ Trace record(const std::filesystem::path& path, const TraceOptions& options, Rec
   }
   const Checkpoint checkpoint = Checkpoint::open(path);
   const ModelFacts facts(checkpoint);
-  const Injection* injection = options.fault.empty() ? nullptr : &find_injection(options.fault);
+  std::optional<Injection> chosen;
+  if (!options.fault.empty()) chosen = find_injection(options.fault);
+  const Injection* injection = chosen ? &*chosen : nullptr;
   ModelOptions model_options = options.model;
   if (injection != nullptr && injection->patch) model_options.config_patch = injection->patch(facts).dump();
   const auto model = Model::load(path, model_options);
@@ -201,7 +203,7 @@ struct FaultObserver::State {
   }
   Checkpoint checkpoint;
   ModelFacts facts;
-  const Injection& injection;
+  Injection injection;
   std::string patch;
   PassRows rows;
   int64_t next_position = 0;

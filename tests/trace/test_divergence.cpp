@@ -60,6 +60,33 @@ TEST(Selftest, FindsEveryFaultWhereItIs) {
               static_cast<long long>(result.clean_runs), static_cast<long long>(result.false_alarms));
 }
 
+TEST(Selftest, FaultsOfOneLayerAreFoundThere) {
+  const Trace reference = Trace::open(captured("llama"));
+  const Floor floor(captured("llama") / "floor.json", "f32/f32");
+  int found = 0;
+  for (const Fault& fault : faults()) {
+    TraceOptions options = follow(reference);
+    if (fault.site == "embed" || fault.site == "logits" || cannot_act(fault, model_of("llama"), options))
+      continue;
+    options.fault = fault.name + "@layer=1";
+    Trace trace;
+    try {
+      trace = record_trace(model_of("llama"), options);
+    } catch (const Error&) {
+      continue;  // a change of the config, which has no layer
+    }
+    const DiffReport report = diff(trace, reference, floor);
+    ASSERT_TRUE(report.first) << fault.name;
+    EXPECT_EQ(report.first->layer, 1) << fault.name;
+    EXPECT_EQ(report.first->site, fault.site) << fault.name;
+    ++found;
+  }
+  EXPECT_GE(found, 12);
+  for (const char* wrong : {"gelu@", "gelu@layer=", "gelu@layer=x", "gelu@head=1", "rope-theta@layer=1"}) {
+    EXPECT_THROW(find_fault(wrong), Error) << wrong;
+  }
+}
+
 TEST(Selftest, FaultsCoverTheCatalogue) {
   std::set<int> kinds;
   for (const Fault& fault : faults()) kinds.insert(fault.kind);
