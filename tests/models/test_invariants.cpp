@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "kernels/kernels.h"
@@ -130,6 +131,17 @@ TEST_P(Invariants, Batches) {
     const std::vector<std::span<const int32_t>> steps(3, step);
     EXPECT_TRUE(same(append_together(pointers, steps)[1].values(), alone.append(step).values()));
   }
+}
+
+TEST_P(Invariants, SessionsInThreadsOfTheirOwn) {
+  std::vector<Tensor> results(3);
+  {
+    std::vector<std::jthread> threads;
+    for (Tensor& result : results) {
+      threads.emplace_back([this, &result] { result = session(7).append(ids_); });
+    }
+  }
+  for (const Tensor& result : results) EXPECT_TRUE(same(result.values(), expected_.values()));
 }
 
 TEST_P(Invariants, ReusedPrefix) {
