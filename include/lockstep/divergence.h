@@ -17,6 +17,20 @@
 
 namespace lockstep {
 
+/// What a trace keeps of each row along the last axis: all, `count` columns drawn with the seed, or `count`
+/// random sums of all, which keep the relative size of differences. Router sites and shorter rows are kept
+/// whole.
+struct TraceStorage {
+  enum class Kind { full, sample, sketch };
+  Kind kind = Kind::full;
+  int64_t count = 0;
+  uint64_t seed = 0;
+  bool operator==(const TraceStorage&) const = default;
+};
+
+/// "full", "sample:64" or "sketch:64". Error `invalid_argument`.
+TraceStorage parse_storage(const std::string& text, uint64_t seed);
+
 /// One tensor of a trace: what a site held for some rows of one sequence in one pass.
 struct TraceEvent {
   int step = 0;  ///< 0: prefill; n: the n-th decode step
@@ -24,9 +38,10 @@ struct TraceEvent {
   int layer = kNoLayer;
   std::string site;
   int64_t first_position = 0;
-  Shape shape;       ///< [T, ...]
-  std::string axes;  ///< "T H D", "T C", "T E"
-  std::string hash;  ///< of the bytes; equal bytes, equal hash within one engine
+  Shape shape;        ///< [T, ...], as kept
+  std::string axes;   ///< "T H D", "T C", "T E", "T H K", "T E C"
+  int64_t width = 0;  ///< of the last axis before it was reduced; 0: it was not
+  std::string hash;   ///< of the bytes; equal bytes, equal hash within one engine
   std::span<const float> values;
 
   /// "L00.q_rope"; without a layer the site alone.
@@ -46,6 +61,7 @@ class Trace {
   std::string kv_type = "f32";
   int64_t layers = 0;
   int level = 2;
+  TraceStorage storage;
   std::string where;  ///< its directory, or what else to call it
   std::vector<Sequence> sequences;
   std::vector<std::string> sites;  ///< declared
@@ -88,6 +104,8 @@ struct TraceOptions {
   std::vector<Trace::Sequence> sequences;  ///< `fed` empty: greedy tokens
   int64_t steps = 0;                       ///< decode steps, where nothing is fed
   int level = 2;
+  TraceStorage storage;                       ///< of what is written to disk
+  std::optional<std::pair<int, int>> layers;  ///< only the sites of these, first and last
   ModelOptions model{
       .precision = Precision::f32, .isa = {}, .threads = 0, .config_patch = {}, .progress = {}};
   KvType kv_type = KvType::f32;
@@ -107,6 +125,7 @@ class FaultObserver : public Observer {
   ~FaultObserver() override;
   const std::string& config_patch() const;
   void observe(int layer, Site site, Tensor& tensor) override;
+  Interest inner(Site site) const override;
 
  private:
   struct State;
@@ -122,13 +141,24 @@ class Floor {
  public:
   /// Reads floor.json for a policy such as "f32/f32". Error `not_found` or `format`.
   Floor(const std::filesystem::path& file, const std::string& policy);
+  /// Of one site, in both phases.
+  Floor(const std::string& name, double value);
   Floor() = default;
   /// Never below 2^-23 sqrt(width), the rounding of one sum of that length.
   double at(bool decode, const std::string& name, int64_t width) const;
+  const std::string& policy() const { return policy_; }
+  /// The other policies of the same file.
+  std::vector<Floor> others() const;
 
  private:
-  std::map<std::string, double> prefill_, decode_;
+  struct Table {
+    std::map<std::string, double> prefill, decode;
+  };
+  std::string policy_;
+  std::map<std::string, Table> tables_;
 };
+/// "f32/f16" in words.
+std::string policy_summary(const std::string& policy);
 
 enum class Verdict { within, divergent, inconclusive };
 
@@ -150,6 +180,12 @@ struct SiteScore {
   std::string name() const;
 };
 
+/// error / floor of one site, by position and head (or expert).
+struct HeadGrid {
+  std::vector<int64_t> positions;
+  std::vector<std::vector<double>> scores;  ///< [positions][heads]; one column where there are no heads
+};
+
 struct DiffReport {
   Verdict verdict = Verdict::within;
   std::string reason;              ///< one line
@@ -157,7 +193,10 @@ struct DiffReport {
   std::vector<SiteScore> scores;   ///< in causal order
   std::vector<std::string> unmatched;
   int64_t compared = 0, expected = 0;
-  int64_t inherited = 0;  ///< later sites beyond the band
+  int64_t inherited = 0;           ///< later sites beyond the band
+  std::string subject, reference;  ///< engines
+  std::vector<std::string> hints;  ///< of the first error, the likeliest first, with what was observed
+  HeadGrid grid;                   ///< of the first error
   std::vector<std::string> notes;
 };
 
@@ -168,22 +207,36 @@ inline constexpr double kBand = 16;
 /// computations. Error `invalid_argument` if they are of other tokens.
 std::string measure_floor(const Trace& truth, std::span<const Trace> variants, const std::string& policy);
 
+/// The first tensor whose bits differ between two runs of one engine on the same tokens; nothing: none does.
+std::optional<TraceEvent> first_change(const Trace& one, const Trace& other);
+
 /// An invariant that needs no reference, on a model: "threads: 1 and 2", held or not.
 struct CheckResult {
   std::string name;
   bool held = false;
 };
-/// Bit-identity of logits for threads, chunks, batches, reused prefixes, forks, decode against prefill.
-/// `length`: tokens of the random text they are tried on.
+/// Bit-identity of repeated runs, and of the logits for threads, chunks, batches, reused prefixes, forks,
+/// decode against prefill. `length`: tokens of the random text they are tried on. `fault`: injected into the
+/// repeated runs.
 std::vector<CheckResult> check_model(const std::filesystem::path& model, const ModelOptions& options,
-                                     KvType kv_type, int64_t length);
+                                     KvType kv_type, int64_t length, const std::string& fault = {});
 
 /// Compares `subject` with `reference`, teacher-forced: both must have been fed the same tokens.
 DiffReport diff(const Trace& subject, const Trace& reference, const Floor& floor);
+/// The same with a second reference: where the two disagree nothing can be concluded, but who stands alone.
+DiffReport diff(const Trace& subject, const Trace& reference, const Trace& second, const Floor& floor);
 
 /// Feeds the reference's tensors to every operation of ours: the errors are those each injects by itself.
+/// `site`: only this one, "L00.q_rope"; empty: all.
 DiffReport replay(const std::filesystem::path& model, const TraceOptions& options, const Trace& reference,
-                  const Floor& floor);
+                  const Floor& floor, const std::string& site = {});
+
+/// One operation of a reference's trace in one safetensors file: inputs, stored weight, expected output,
+/// floor; enough to run it again anywhere. Error `invalid_argument` for a site whose inputs the trace lacks.
+void write_bundle(const std::filesystem::path& file, const std::filesystem::path& model,
+                  const Trace& reference, const SiteScore& site, const std::string& policy);
+/// Runs our operation on what a bundle holds.
+DiffReport replay_bundle(const std::filesystem::path& file, const ModelOptions& options);
 
 /// One screen: the verdict and a table like the one of the case that started the project.
 std::string report_text(const DiffReport& report, bool colour);

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -40,6 +41,8 @@ enum class DType : uint8_t {
 
 /// Lower-case name of a dtype, as `inspect` prints it ("bf16", "q4_k").
 std::string_view dtype_name(DType dtype);
+/// The dtype of that name; nothing: there is none.
+std::optional<DType> find_dtype(std::string_view name);
 /// Elements in one block: 1 for plain types, 32 or 256 for block formats; MLX: codes in one u32.
 int64_t dtype_block(DType dtype);
 /// Bytes of one block (MLX: of the codes alone, 4).

@@ -24,13 +24,14 @@ struct TraceFlags {
   ModelFlags model;
   std::optional<std::string> prompt, ids, ids_file, follow;
   int64_t steps = 0;
-  int level = 2;
-  std::string fault, out, validate;
+  std::optional<int> level;
+  std::string fault, out, validate, store = "full", layers;
+  uint64_t seed = 0;
 };
 
 struct DiffFlags {
   ModelFlags model;
-  std::string subject, reference, floor, site, html;
+  std::string subject, reference, second, floor, site, html, fault, bundle;
   bool json = false;
 };
 
@@ -42,6 +43,7 @@ struct FloorFlags {
 struct CheckFlags {
   ModelFlags model;
   int64_t length = 97;
+  std::string fault;
 };
 
 struct SelftestFlags {
@@ -58,6 +60,21 @@ std::vector<Trace::Sequence> sequences_of(const std::string& text) {
     begin = end + 1;
   }
   return all;
+}
+
+// "7" or "7-9".
+std::pair<int, int> parse_layers(const std::string& text) {
+  int first = 0, last = 0, used = 0;
+  if (std::sscanf(text.c_str(), "%d-%d%n", &first, &last, &used) != 2 ||
+      used != static_cast<int>(text.size())) {
+    used = 0;
+    if (std::sscanf(text.c_str(), "%d%n", &first, &used) != 1 || used != static_cast<int>(text.size()))
+      first = -1;
+    last = first;
+  }
+  if (first < 0 || last < first)
+    throw Error(ErrorCode::invalid_argument, "[trace] layers: expected N or FIRST-LAST, got " + text);
+  return {first, last};
 }
 
 void run_trace(const TraceFlags& flags) {
@@ -77,11 +94,15 @@ void run_trace(const TraceFlags& flags) {
   options.model.threads = flags.model.threads;
   options.kv_type = parse_kv_type(flags.model.kv_type);
   options.steps = flags.steps;
-  options.level = flags.level;
+  options.level = flags.level.value_or(2);
   options.fault = flags.fault;
+  options.storage = parse_storage(flags.store, flags.seed);
+  if (!flags.layers.empty()) options.layers = parse_layers(flags.layers);
   options.checksums = true;
   if (flags.follow) {
-    options.sequences = Trace::open(*flags.follow).sequences;
+    const Trace followed = Trace::open(*flags.follow);
+    options.sequences = followed.sequences;
+    options.level = flags.level.value_or(followed.level);
   } else if (flags.prompt) {
     options.sequences = {{encode_prompt(*Model::load(path), *flags.prompt, {}, false), {}}};
   } else if (flags.ids || flags.ids_file) {
@@ -131,8 +152,10 @@ void or_inconclusive(Run run) {
 void run_diff(const DiffFlags& flags) {
   or_inconclusive([&] {
     const Trace subject = Trace::open(flags.subject);
-    finish(flags, diff(subject, Trace::open(flags.reference),
-                       floor_of(flags, subject.precision + "/" + subject.kv_type)));
+    const Trace reference = Trace::open(flags.reference);
+    const Floor floor = floor_of(flags, subject.precision + "/" + subject.kv_type);
+    finish(flags, flags.second.empty() ? diff(subject, reference, floor)
+                                       : diff(subject, reference, Trace::open(flags.second), floor));
   });
 }
 
@@ -142,9 +165,21 @@ void run_replay(const DiffFlags& flags) {
     options.model.precision = parse_precision(flags.model.precision);
     options.model.isa = flags.model.isa;
     options.model.threads = flags.model.threads;
+    if (std::filesystem::is_regular_file(flags.reference))
+      return finish(flags, replay_bundle(flags.reference, options.model));
     options.kv_type = parse_kv_type(flags.model.kv_type);
-    const Floor floor = floor_of(flags, flags.model.precision + "/" + flags.model.kv_type);
-    finish(flags, replay(resolve_model(flags.model.model), options, Trace::open(flags.reference), floor));
+    options.fault = flags.fault;
+    const std::string policy = flags.model.precision + "/" + flags.model.kv_type;
+    const auto model = resolve_model(flags.model.model);
+    const Trace reference = Trace::open(flags.reference);
+    const DiffReport report = replay(model, options, reference, floor_of(flags, policy), flags.site);
+    if (!flags.bundle.empty()) {
+      write_bundle(flags.bundle, model, reference, report.first ? *report.first : report.scores.at(0),
+                   policy);
+      std::fprintf(stderr, "%s: run it again with lockstep replay %s\n", flags.bundle.c_str(),
+                   flags.bundle.c_str());
+    }
+    finish(flags, report);
   });
 }
 
@@ -167,7 +202,7 @@ void run_check(const CheckFlags& flags) {
   options.threads = flags.model.threads;
   bool all = true;
   for (const CheckResult& each : check_model(resolve_model(flags.model.model), options,
-                                             parse_kv_type(flags.model.kv_type), flags.length)) {
+                                             parse_kv_type(flags.model.kv_type), flags.length, flags.fault)) {
     std::printf("%-6s %s\n", each.held ? "held" : "BROKEN", each.name.c_str());
     all = all && each.held;
   }
@@ -181,6 +216,7 @@ void run_selftest(const SelftestFlags& flags) {
     for (const auto& each : result.cases) {
       cases.push_back({{"fault", each.fault},
                        {"model", each.model},
+                       {"can_act", each.can_act},
                        {"detected", each.detected},
                        {"localised", each.localised},
                        {"outcome", each.outcome}});
@@ -194,12 +230,13 @@ void run_selftest(const SelftestFlags& flags) {
     std::printf("%s\n", out.dump(1).c_str());
   } else {
     for (const auto& each : result.cases) {
-      if (each.fault.empty() && !each.detected) continue;
+      const bool clean = each.fault.empty() || !each.can_act;
+      if (clean && !each.detected) continue;
       std::printf("%-9s %-28s %-16s %s\n",
-                  each.fault.empty() ? "ALARM"
-                  : each.localised   ? "found"
-                  : each.detected    ? "elsewhere"
-                                     : "MISSED",
+                  clean            ? "ALARM"
+                  : each.localised ? "found"
+                  : each.detected  ? "elsewhere"
+                                   : "MISSED",
                   each.fault.empty() ? "clean" : each.fault.c_str(), each.model.c_str(),
                   each.outcome.c_str());
     }
@@ -242,18 +279,26 @@ void declare_trace(CLI::App& app) {
       ->type_name("DIR");
   verb->add_option("--steps", flags->steps, "decode steps after the prompt")
       ->check(in_range(int64_t{0}, int64_t{1} << 20));
-  verb->add_option("--level", flags->level, "0: logits, 1: layers, 2: every operation")
-      ->check(in_range(0, 2))
-      ->capture_default_str();
+  verb->add_option("--level", flags->level,
+                   "0: logits, 1: layers, 2: every operation, 3: scores and experts too; "
+                   "default: 2, or that of --follow")
+      ->check(in_range(0, 3));
   verb->add_option("--inject", flags->fault,
-                   "compute wrongly on purpose: NAME or NAME@layer=N; list: names them")
+                   "compute wrongly on purpose: NAME or NAME@layer=N,head=A-B; list: names them")
       ->type_name("FAULT");
+  verb->add_option("--layers", flags->layers, "only the sites of these layers")->type_name("FIRST-LAST");
+  verb->add_option("--store", flags->store,
+                   "of each row keep all (full), some columns (sample:N) or random sums (sketch:N)")
+      ->capture_default_str();
+  verb->add_option("--seed", flags->seed, "of sample and sketch; must be that of the other trace")
+      ->capture_default_str();
   verb->add_option("--validate", flags->validate, "only check that a trace is well formed")->type_name("DIR");
   verb->add_option("-o,--out", flags->out, "directory to write")->type_name("DIR");
   verb->footer(
       "Examples:\n"
       "  lockstep trace -m model --ids 1,2,3 --steps 4 -o mine\n"
       "  lockstep trace -m model --follow reference -o mine && lockstep diff mine reference\n"
+      "  lockstep trace -m model --follow reference --store sample:64 -o small\n"
       "  lockstep trace --inject list");
   verb->callback([flags] { or_inconclusive([&] { run_trace(*flags); }); });
 }
@@ -263,6 +308,7 @@ void declare_diff(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("diff", "Name the first operation in which two traces differ");
   verb->add_option("subject", flags->subject, "trace to be judged")->type_name("DIR")->required();
   verb->add_option("reference", flags->reference, "trace to be trusted")->type_name("DIR")->required();
+  verb->add_option("--second", flags->second, "another reference: tells who stands alone")->type_name("DIR");
   declare_comparison(*verb, *flags);
   verb->footer(
       "Exit status: 0 within the floor, 1 divergent, 2 cannot conclude, 3 usage.\n"
@@ -277,13 +323,22 @@ void declare_replay(CLI::App& app) {
   flags->model.precision = "f32";
   flags->model.kv_type = "f32";
   flags->model.declare(*verb);
-  verb->add_option("reference", flags->reference, "trace whose tensors are fed")
-      ->type_name("DIR")
+  verb->add_option("reference", flags->reference, "trace whose tensors are fed, or a bundle of one operation")
+      ->type_name("DIR|FILE")
       ->required();
+  verb->add_option("--site", flags->site, "only this operation, such as L00.q_rope")->type_name("SITE");
+  verb->add_option("--inject", flags->fault, "compute wrongly on purpose, as for trace")->type_name("FAULT");
+  verb->add_option(
+          "--bundle", flags->bundle,
+          "write the first wrong operation, or that of --site, with inputs, weight and expected output")
+      ->type_name("FILE.safetensors");
   declare_comparison(*verb, *flags);
   verb->footer(
       "Tells the errors that operations make from those that they inherit.\n"
-      "Example:\n  lockstep replay -m model reference");
+      "Examples:\n"
+      "  lockstep replay -m model reference\n"
+      "  lockstep replay -m model reference --site L00.q_rope --bundle q_rope.safetensors\n"
+      "  lockstep replay q_rope.safetensors");
   verb->callback([flags] { run_replay(*flags); });
 }
 
@@ -309,6 +364,8 @@ void declare_check(CLI::App& app) {
   flags->model.kv_type = "f32";
   flags->model.declare(*verb);
   verb->add_option("--length", flags->length, "tokens of the random text")->capture_default_str();
+  verb->add_option("--inject", flags->fault, "compute wrongly on purpose in the repeated runs, as for trace")
+      ->type_name("FAULT");
   verb->footer(
       "Logits must be the same, bit for bit, for any number of threads, chunks, batch and reuse of the "
       "cache.\n"

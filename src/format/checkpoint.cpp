@@ -69,10 +69,16 @@ const std::string& Checkpoint::format() const { return state_->format; }
 const std::filesystem::path& Checkpoint::path() const { return state_->path; }
 const std::string& Checkpoint::architecture() const { return state_->architecture; }
 void Checkpoint::patch_config(std::string_view merge_patch) {
-  nlohmann::json merged = parse_json(state_->config->json(), state_->config->where());
+  const nlohmann::json original = parse_json(state_->config->json(), state_->config->where());
+  nlohmann::json merged = original;
   merged.merge_patch(parse_json(merge_patch, "config patch"));
   const std::string where = state_->config->where();
+  // What the format has read, such as quantization, counts as read in the new one too.
+  const std::vector<std::string> unread = state_->config->unread();
   state_->config.emplace(merged.dump(), where);
+  for (const auto& [key, value] : original.items()) {
+    if (std::ranges::find(unread, key) == unread.end()) state_->config->ignore(key);
+  }
 }
 
 const Config& Checkpoint::config() const { return *state_->config; }

@@ -92,8 +92,8 @@ void Llama::layer(int index, Tensor& x, const Batch& batch, const nn::RotaryTabl
   nn::rotate(k, rotary, runtime_);
   tap(index, Site::q_rope, q);
   tap(index, Site::k_rope, k);
-  nn::append(batch.cache(index), k, v, runtime_);
-  Tensor ctx = tap(index, Site::attn_ctx, nn::attention(q, batch.cache(index), scale_, runtime_));
+  nn::append(batch.cache(index), k, v, runtime_, tap);
+  Tensor ctx = tap(index, Site::attn_ctx, nn::attention(q, batch.cache(index), scale_, runtime_, tap));
   nn::add(x, tap(index, Site::o_proj, nn::linear(ctx, w.attn.o)), runtime_);
   tap(index, Site::attn_resid, x);
   h = tap(index, Site::ffn_norm, nn::rms_norm(x, w.ffn_norm, sizes_.eps, runtime_));

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "nn/inner_attention.h"
+
 namespace lockstep::nn {
 namespace {
 
@@ -86,16 +88,21 @@ void attend(const Item& item, const Tensor& q, int64_t layer, float scale, const
 
 }  // namespace
 
-void append(const LayerCache& cache, const Tensor& k, const Tensor& v, const Runtime& runtime) {
+void append(const LayerCache& cache, const Tensor& k, const Tensor& v, const Runtime& runtime, Taps& tap) {
   for (const Run& run : cache.runs) {
     for (int64_t r = 0; r < run.rows; ++r) {
       run.cache->write(cache.layer, run.first_position + r, k.row(run.first_row + r),
                        v.row(run.first_row + r), *runtime.kernels);
     }
   }
+  if (tap.inner(Site::k_cache) != Interest::none) show_cache_rows(cache, k.shape(), runtime, tap);
 }
 
-Tensor attention(const Tensor& q, const LayerCache& cache, float scale, const Runtime& runtime) {
+Tensor attention(const Tensor& q, const LayerCache& cache, float scale, const Runtime& runtime, Taps& tap) {
+  if (tap.inner(Site::scores) != Interest::none) {
+    Tensor plain = plain_attention(q, cache, scale, runtime, tap);
+    if (tap.inner(Site::scores) == Interest::change) return plain;
+  }
   Tensor out(q.shape());
   std::vector<Item> items;
   for (const Run& run : cache.runs) {

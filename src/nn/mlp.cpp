@@ -8,7 +8,7 @@ namespace lockstep::nn {
 namespace {
 
 // Weight of each expert for one row, 0 for those not chosen. logits, weights: [E].
-void route(std::span<const float> logits, int64_t chosen, std::span<float> weights) {
+void route_row(std::span<const float> logits, int64_t chosen, std::span<float> weights) {
   const float peak = *std::max_element(logits.begin(), logits.end());
   std::vector<float> probability(logits.size());
   float total = 0;
@@ -53,7 +53,32 @@ void add_products(const Dispatch& plan, const quant::PackedWeight& weight, const
   }
 }
 
+// Shows the pairs of an inner site spread over [T, E, width]; what an observer changes is gathered again.
+void show_pairs(const Dispatch& plan, int64_t rows, Tensor& pairs, int layer, Site site, Taps& tap) {
+  if (tap.inner(site) == Interest::none) return;
+  const int64_t width = pairs.row_size();
+  const auto experts = static_cast<int64_t>(plan.first.size()) - 1;
+  Tensor spread = Tensor::zeros({rows, experts, width});
+  const auto place = [&](int64_t e, int64_t p) { return spread.row(plan.rows[p]) + e * width; };
+  for (int64_t e = 0; e < experts; ++e) {
+    for (int64_t p = plan.first[e]; p < plan.first[e + 1]; ++p) std::copy_n(pairs.row(p), width, place(e, p));
+  }
+  tap(layer, site, spread);
+  if (tap.inner(site) != Interest::change) return;
+  for (int64_t e = 0; e < experts; ++e) {
+    for (int64_t p = plan.first[e]; p < plan.first[e + 1]; ++p) std::copy_n(place(e, p), width, pairs.row(p));
+  }
+}
+
 }  // namespace
+
+Tensor route(const Tensor& logits, int64_t experts_per_token) {
+  Tensor weights(logits.shape());
+  const auto experts = static_cast<size_t>(logits.row_size());
+  for (int64_t t = 0; t < logits.shape()[0]; ++t)
+    route_row({logits.row(t), experts}, experts_per_token, {weights.row(t), experts});
+  return weights;
+}
 
 Tensor swiglu(const Tensor& gate, const Tensor& up, const Runtime& runtime) {
   Tensor act(gate.shape());
@@ -77,11 +102,7 @@ Tensor sparse_moe(const Tensor& x, const Linear& router, const SwitchGLU& expert
   const int64_t rows = x.shape()[0];
   const int64_t hidden = x.row_size();
   const Tensor logits = tap(layer, Site::router_logits, linear(x, router));
-  Tensor weights(logits.shape());
-  for (int64_t t = 0; t < rows; ++t) {
-    route({logits.row(t), static_cast<size_t>(logits.row_size())}, experts_per_token,
-          {weights.row(t), static_cast<size_t>(logits.row_size())});
-  }
+  Tensor weights = route(logits, experts_per_token);
   tap(layer, Site::router_weights, weights);
 
   const Dispatch plan = dispatch(weights);
@@ -97,7 +118,10 @@ Tensor sparse_moe(const Tensor& x, const Linear& router, const SwitchGLU& expert
   add_products(plan, *experts.gate, in, wants_fixed(runtime, *experts.gate), gate, products);
   add_products(plan, *experts.up, in, wants_fixed(runtime, *experts.up), up, products);
   multiply(runtime, products);
-  const Tensor act = swiglu(gate, up, runtime);
+  show_pairs(plan, rows, gate, layer, Site::expert_gate, tap);
+  show_pairs(plan, rows, up, layer, Site::expert_up, tap);
+  Tensor act = swiglu(gate, up, runtime);
+  show_pairs(plan, rows, act, layer, Site::expert_act, tap);
 
   products.clear();
   const bool fixed_down = wants_fixed(runtime, *experts.down);
@@ -105,6 +129,7 @@ Tensor sparse_moe(const Tensor& x, const Linear& router, const SwitchGLU& expert
   Tensor down({pairs, hidden});
   add_products(plan, *experts.down, middle, fixed_down, down, products);
   multiply(runtime, products);
+  show_pairs(plan, rows, down, layer, Site::expert_down, tap);
 
   // Pairs are sorted by expert, so every row adds its experts in ascending order.
   Tensor out = Tensor::zeros({rows, hidden});

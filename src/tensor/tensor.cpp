@@ -39,6 +39,12 @@ Shape dense_strides(const Shape& shape) {
 }  // namespace
 
 std::string_view dtype_name(DType dtype) { return kDTypes[static_cast<int>(dtype)].name; }
+std::optional<DType> find_dtype(std::string_view name) {
+  for (size_t i = 0; i < std::size(kDTypes); ++i) {
+    if (kDTypes[i].name == name) return static_cast<DType>(i);
+  }
+  return {};
+}
 int64_t dtype_block(DType dtype) { return kDTypes[static_cast<int>(dtype)].block; }
 int64_t dtype_block_bytes(DType dtype) { return kDTypes[static_cast<int>(dtype)].bytes; }
 

@@ -1,201 +1,111 @@
-// Two traces compared in causal order; our operations fed with a reference's tensors.
+// Two traces compared in causal order.
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <fstream>
-#include <iterator>
-#include <limits>
-#include <nlohmann/json.hpp>
 #include <set>
 
-#include "format/json.h"
 #include "lockstep/divergence.h"
 #include "tensor/fail.h"
-#include "trace/inject.h"
-#include "trace/passes.h"
+#include "trace/compare.h"
 
 namespace lockstep {
 namespace {
 
-using nlohmann::json;
-
-// Causal order of the sites within a pass.
-constexpr std::array<std::string_view, 21> kOrder = {
-    "embed",    "attn_norm", "q_proj",     "k_proj",   "v_proj",        "q_rope",         "k_rope",
-    "attn_ctx", "o_proj",    "attn_resid", "ffn_norm", "router_logits", "router_weights", "gate",
-    "up",       "act",       "down",       "moe_out",  "ffn_resid",     "final_norm",     "logits"};
-
-// step, layer (those after the layers come last), place in the layer, sequence
-using Place = std::tuple<int, int, int, int>;
-Place place_of(const TraceEvent& event) {
-  const auto at = static_cast<int>(std::ranges::find(kOrder, event.site) - kOrder.begin());
-  const bool after = event.site == "final_norm" || event.site == "logits";
-  return {event.step,
-          event.layer != kNoLayer ? event.layer
-          : after                 ? std::numeric_limits<int>::max()
-                                  : -1,
-          at, event.row};
+// A difference that the logits of its own pass have not inherited is none of computation: the recorded
+// tensors do not fit their own successors.
+void check_inheritance(DiffReport& report) {
+  if (!report.first || report.first->site == "logits") return;
+  const auto logits = std::ranges::find_if(report.scores, [&](const SiteScore& each) {
+    return each.step == report.first->step && each.row == report.first->row && each.site == "logits";
+  });
+  if (logits == report.scores.end() || logits->score > kBand) return;
+  report.verdict = Verdict::inconclusive;
+  report.reason = fmt::format(
+      "{} of step {} differs, yet the logits computed from it do not: one of the captures is wrong there",
+      report.first->name(), report.first->step);
 }
 
-// All rows of one site in one pass: chunks joined by position.
-struct Joined {
-  const TraceEvent* event = nullptr;  // the first of them
-  std::map<int64_t, std::span<const float>> rows;
-};
-std::map<Place, Joined> join(const Trace& trace) {
-  std::map<Place, Joined> all;
-  for (const TraceEvent& event : trace.events()) {
-    Joined& joined = all[place_of(event)];
-    if (joined.event == nullptr) joined.event = &event;
-    const auto width = event.values.size() / static_cast<size_t>(event.shape[0]);
-    for (int64_t t = 0; t < event.shape[0]; ++t) {
-      joined.rows[event.first_position + t] = event.values.subspan(static_cast<size_t>(t) * width, width);
-    }
-  }
-  return all;
-}
-
-double norm(std::span<const float> x) {
-  double sum = 0;
-  for (const float v : x) sum += static_cast<double>(v) * v;
-  return std::sqrt(sum);
-}
-double distance(std::span<const float> a, std::span<const float> b) {
-  double sum = 0;
-  for (size_t i = 0; i < a.size(); ++i)
-    sum += (static_cast<double>(a[i]) - b[i]) * (static_cast<double>(a[i]) - b[i]);
-  return std::isnan(sum) ? std::numeric_limits<double>::infinity() : std::sqrt(sum);
-}
-bool broken(std::span<const float> x) {
-  return std::ranges::any_of(x, [](float v) { return !std::isfinite(v); });
-}
-
-// Sizes by which errors are divided: those of the row, but no less than a tenth of what is usual at the site.
-struct Sizes {
-  double row = 0;   // usual norm of a row
-  double head = 0;  // usual norm of a head's part
-};
-Sizes usual_sizes(const Joined& reference, int64_t heads) {
-  double sum = 0;
-  for (const auto& [position, row] : reference.rows) sum += std::pow(norm(row), 2);
-  const double row = std::sqrt(sum / static_cast<double>(std::max<size_t>(1, reference.rows.size())));
-  return {row, row / std::sqrt(static_cast<double>(std::max<int64_t>(1, heads)))};
-}
-double relative(std::span<const float> got, std::span<const float> truth, double usual) {
-  return distance(got, truth) / std::max({norm(truth), 0.1 * usual, 1e-30});
-}
-
-// Permutations that are easily forgotten, tried on one row. Empty: none explains the difference.
-std::string explain_layout(const Joined& subject, const Joined& reference, const Sizes& usual, double bound) {
-  if (reference.event->axes != "T H D") return {};
-  const int64_t heads = reference.event->shape[1], width = reference.event->shape[2];
-  const auto test = [&](auto from) {
-    double worst = 0;
-    for (const auto& [position, row] : reference.rows) {
-      const auto mine = subject.rows.find(position);
-      if (mine == subject.rows.end()) return false;
-      std::vector<float> moved(row.size());
-      for (int64_t h = 0; h < heads; ++h) {
-        for (int64_t d = 0; d < width; ++d)
-          moved[static_cast<size_t>(h * width + d)] = mine->second[static_cast<size_t>(from(h, d))];
-      }
-      worst = std::max(worst, relative(moved, row, usual.row));
-    }
-    return worst <= bound;
+// Rounding that another policy declares is no fault: the first one under which everything is within its
+// floor.
+void note_policies(const Floor& floor, DiffReport& report) {
+  if (!report.first) return;
+  const auto within = [](const Floor& other, const SiteScore& site) {
+    return site.error <= kBand * other.at(site.step > 0, site.name(), 1);
   };
-  if (width % 2 == 0) {
-    if (test([&](int64_t h, int64_t d) { return h * width + 2 * (d % (width / 2)) + d / (width / 2); }))
-      return "equal after taking neighbours apart into halves";
-    if (test([&](int64_t h, int64_t d) { return h * width + d % 2 * (width / 2) + d / 2; }))
-      return "equal after interleaving the halves of each head";
+  for (const Floor& other : floor.others()) {
+    if (!within(other, *report.first)) continue;
+    const bool all =
+        std::ranges::all_of(report.scores, [&](const SiteScore& each) { return within(other, each); });
+    report.hints.insert(
+        report.hints.begin(),
+        fmt::format("rounding as in {} ({}): {:.2g} x that floor here, and {}", other.policy(),
+                    policy_summary(other.policy()),
+                    report.first->error / other.at(report.first->step > 0, report.first->name(), 1),
+                    all ? "every site is within it" : "not every later site is within it"));
+    if (all) return;
   }
-  for (int64_t groups = 2; groups < heads; ++groups) {
-    if (heads % groups != 0) continue;
-    if (test(
-            [&](int64_t h, int64_t d) { return (h % groups * (heads / groups) + h / groups) * width + d; })) {
-      return fmt::format("equal after regrouping the heads, {} x {} to {} x {}", groups, heads / groups,
-                         heads / groups, groups);
-    }
-  }
-  return {};
 }
 
-class Comparison {
- public:
-  Comparison(const Floor& floor, DiffReport& report) : floor_(floor), report_(report) {}
-
-  SiteScore score(const Joined& subject, const Joined& reference) {
-    const TraceEvent& event = *reference.event;
-    SiteScore result{event.step, event.row, event.layer, event.site, 0, 0, 0, 0, -1, {}, {}, {}};
-    const int64_t heads = event.axes == "T H D" && event.shape.rank() == 3 ? event.shape[1] : 0;
-    const auto width = static_cast<int64_t>(event.values.size()) / event.shape[0];
-    result.floor = floor_.at(event.step > 0, event.name(), width);
-    result.heads.assign(static_cast<size_t>(heads), 0.0);
-    const Sizes usual = usual_sizes(reference, heads);
-    for (const auto& [position, row] : reference.rows) {
-      const auto mine = subject.rows.find(position);
-      if (mine == subject.rows.end() || mine->second.size() != row.size() || excluded(event.row, position))
-        continue;
-      const double error = relative(mine->second, row, usual.row);
-      if (error > result.error || result.error == 0) {
-        result.error = error;
-        result.token = position;
-      }
-      if (error > kBand * result.floor && result.first_bad < 0) result.first_bad = position;
-      for (int64_t h = 0; h < heads; ++h) {
-        const auto part = static_cast<size_t>(width / heads);
-        const auto begin = static_cast<size_t>(h) * part;
-        double& worst = result.heads[static_cast<size_t>(h)];
-        worst = std::max(
-            worst,
-            relative(mine->second.subspan(begin, part), row.subspan(begin, part), usual.head) / result.floor);
-      }
-    }
-    result.score = result.error / result.floor;
-    for (size_t h = 0; h < result.heads.size(); ++h) {
-      if (result.heads[h] > kBand) result.bad_heads.push_back(static_cast<int>(h));
-    }
-    if (result.score > kBand)
-      result.finding = explain_layout(subject, reference, usual, kBand * result.floor);
-    return result;
+DiffReport compare(const Trace& subject, const Trace& reference, const Floor& floor) {
+  DiffReport report;
+  report.verdict = Verdict::inconclusive;
+  report.subject = subject.engine;
+  report.reference = reference.engine;
+  for (const std::string& problem : {same_inputs(subject, reference), self_check(reference)}) {
+    report.reason = problem;
+    if (!problem.empty()) return report;
   }
-
-  // A token whose experts were chosen by less than the floor is a tie: it and what follows are left out.
-  void leave_out_ties(const Joined& subject, const Joined& weights, const Joined& logits) {
-    const TraceEvent& event = *weights.event;
-    const auto width = static_cast<int64_t>(event.values.size()) / event.shape[0];
-    const double floor = floor_.at(event.step > 0, logits.event->name(), width);
-    for (const auto& [position, row] : weights.rows) {
-      const auto mine = subject.rows.find(position);
-      const auto scores = logits.rows.find(position);
-      if (mine == subject.rows.end() || scores == logits.rows.end() || mine->second.size() != row.size())
-        continue;
-      bool same = true;
-      float least = std::numeric_limits<float>::infinity(), most = -least;
-      for (size_t e = 0; e < row.size(); ++e) {
-        same = same && (row[e] != 0) == (mine->second[e] != 0);
-        if (row[e] != 0) least = std::min(least, scores->second[e]);
-        if (row[e] == 0) most = std::max(most, scores->second[e]);
-      }
-      if (same || (least - most) > kBand * floor * norm(scores->second)) continue;
-      report_.notes.push_back(
-          fmt::format("tie: {}, position {}, experts chosen by a margin of {:.2g}; left out from there",
-                      event.name(), position, least - most));
-      const auto [known, is_new] = excluded_.emplace(event.row, position);
-      if (!is_new) known->second = std::min(known->second, position);
+  const auto ours = join(subject, reference.storage);
+  const auto theirs = join(reference, subject.storage);
+  Comparison comparison(floor, report);
+  const auto unmatched = [&](const Place& place, const Joined& joined, const std::string& why) {
+    report.unmatched.push_back(fmt::format("step {}, {}: {}", std::get<0>(place), joined.event->name(), why));
+  };
+  for (const auto& [place, joined] : theirs) {
+    ++report.expected;
+    const auto mine = ours.find(place);
+    if (mine == ours.end()) {
+      unmatched(place, joined, "only in " + reference.engine);
+      continue;
     }
+    if (mine->second.rows.size() != joined.rows.size() ||
+        mine->second.rows.begin()->second.size() != joined.rows.begin()->second.size()) {
+      unmatched(place, joined,
+                fmt::format("shapes {} and {}", mine->second.event->shape.str(), joined.event->shape.str()));
+      continue;
+    }
+    ++report.compared;
+    if (joined.event->site == "router_weights") {
+      const auto logits =
+          theirs.find(place_of(joined.event->step, joined.event->layer, "router_logits", joined.event->row));
+      if (logits != theirs.end()) comparison.leave_out_ties(mine->second, joined, logits->second);
+    }
+    report.scores.push_back(comparison.score(mine->second, joined));
+    if (joined.event->site == "logits") comparison.note_argmax(mine->second, joined);
   }
-
- private:
-  bool excluded(int row, int64_t position) const {
-    const auto from = excluded_.find(row);
-    return from != excluded_.end() && position >= from->second;
+  for (const auto& [place, joined] : ours) {
+    if (!theirs.contains(place)) unmatched(place, joined, "only in " + subject.engine);
   }
+  conclude(report);
+  if (report.first) {
+    const SiteScore& first = *report.first;
+    const Place place = place_of(first.step, first.layer, first.site, first.row);
+    report.grid = comparison.grid(ours.at(place), theirs.at(place));
+    report.hints = hints(first, ours.at(place), theirs.at(place));
+    note_policies(floor, report);
+  }
+  check_inheritance(report);
+  return report;
+}
 
-  const Floor& floor_;
-  DiffReport& report_;
-  std::map<int, int64_t> excluded_;
-};
+// The error of the subject at one site, or nothing where it was not compared.
+const SiteScore* score_at(const DiffReport& report, const SiteScore& site) {
+  const auto found = std::ranges::find_if(report.scores, [&](const SiteScore& each) {
+    return each.step == site.step && each.row == site.row && each.name() == site.name();
+  });
+  return found == report.scores.end() ? nullptr : &*found;
+}
+
+}  // namespace
 
 std::string same_inputs(const Trace& subject, const Trace& reference) {
   if (subject.sequences.size() != reference.sequences.size()) {
@@ -213,6 +123,9 @@ std::string same_inputs(const Trace& subject, const Trace& reference) {
     if (subject.sequences[s].fed != reference.sequences[s].fed)
       return fmt::format("sequence {} was fed other tokens in decode; use --follow", s);
   }
+  const auto reduced = [](const Trace& trace) { return trace.storage.kind != TraceStorage::Kind::full; };
+  if (reduced(subject) && reduced(reference) && subject.storage != reference.storage)
+    return "the traces keep other columns: record one with the other's --store and --seed";
   for (const auto& [file, sum] : reference.weights_sha256) {
     const auto mine = subject.weights_sha256.find(file);
     if (mine != subject.weights_sha256.end() && mine->second != sum) return "the weights differ: " + file;
@@ -220,13 +133,13 @@ std::string same_inputs(const Trace& subject, const Trace& reference) {
   return {};
 }
 
-// What is wrong with a trace by itself.
 std::string self_check(const Trace& trace) {
   std::map<std::tuple<int, int, std::string, std::string>, int> hashes;  // step, row, site, hash -> layer
   for (const TraceEvent& event : trace.events()) {
-    if (broken(event.values))
+    if (!std::ranges::all_of(event.values, [](float v) { return std::isfinite(v); }))
       return fmt::format("{}: {} of step {} holds NaN or infinity", trace.where, event.name(), event.step);
-    if (event.layer == kNoLayer) continue;
+    // A choice among few may well be the same in two layers.
+    if (event.layer == kNoLayer || event.axes == "T E" || event.site == "probs") continue;
     const auto [known, is_new] =
         hashes.emplace(std::tuple(event.step, event.row, event.site, event.hash), event.layer);
     if (!is_new)
@@ -236,234 +149,47 @@ std::string self_check(const Trace& trace) {
   return {};
 }
 
-void conclude(DiffReport& report) {
-  for (const SiteScore& each : report.scores) {
-    if (each.score <= kBand) continue;
-    if (!report.first) {
-      report.first = each;
-    } else {
-      ++report.inherited;
-    }
-  }
-  const bool covered = report.unmatched.empty() && report.compared == report.expected && report.compared > 0;
-  if (!report.first) {
-    report.verdict = covered ? Verdict::within : Verdict::inconclusive;
-    report.reason =
-        covered ? "every site is within the floor" : "no difference, but not every site could be compared";
-    return;
-  }
-  report.verdict = Verdict::divergent;
-  const SiteScore& first = *report.first;
-  report.reason =
-      fmt::format("{} step {}, sequence {}, {}, position {}", first.step == 0 ? "prefill," : "decode,",
-                  first.step, first.row, first.name(), first.first_bad);
-}
-
-// A difference that the logits of its own pass have not inherited is none of computation: the recorded
-// tensors do not fit their own successors.
-void check_inheritance(DiffReport& report) {
-  if (!report.first || report.first->site == "logits") return;
-  const auto logits = std::ranges::find_if(report.scores, [&](const SiteScore& each) {
-    return each.step == report.first->step && each.row == report.first->row && each.site == "logits";
-  });
-  if (logits == report.scores.end() || logits->score > kBand) return;
-  report.verdict = Verdict::inconclusive;
-  report.reason = fmt::format(
-      "{} of step {} differs, yet the logits computed from it do not: one of the captures is wrong there",
-      report.first->name(), report.first->step);
-}
-
-void note_argmax(const Joined& subject, const Joined& reference, double floor, DiffReport& report) {
-  for (const auto& [position, row] : reference.rows) {
-    const auto mine = subject.rows.find(position);
-    if (mine == subject.rows.end() || mine->second.size() != row.size()) continue;
-    const auto theirs = std::ranges::max_element(row) - row.begin();
-    const auto ours = std::ranges::max_element(mine->second) - mine->second.begin();
-    if (ours == theirs) continue;
-    const double margin = row[static_cast<size_t>(theirs)] - row[static_cast<size_t>(ours)];
-    report.notes.push_back(
-        fmt::format("step {}, sequence {}: the likeliest token flips from {} to {} (margin {:.3g}{})",
-                    reference.event->step, reference.event->row, theirs, ours, margin,
-                    margin <= kBand * floor * norm(row) ? ", a tie" : ""));
-    return;
-  }
-}
-
-}  // namespace
-
-std::string SiteScore::name() const {
-  return layer == kNoLayer ? site : fmt::format("L{:02}.{}", layer, site);
-}
-
-Floor::Floor(const std::filesystem::path& file, const std::string& policy) {
-  std::ifstream stream(file, std::ios::binary);
-  if (!stream) fail(ErrorCode::not_found, "[{}] floor: expected a readable file, got none", file.string());
-  const json data = parse_json(std::string{std::istreambuf_iterator<char>(stream), {}}, file.string());
-  try {
-    if (data.at("format") != "lockstep-floor" || data.at("version") != 1)
-      throw json::other_error::create(500, "version", nullptr);
-    const json& table = data.at("policies").at(policy);
-    prefill_ = table.at("prefill").get<std::map<std::string, double>>();
-    decode_ = table.at("decode").get<std::map<std::string, double>>();
-  } catch (const json::exception&) {
-    fail(ErrorCode::format, "[{}] floor: expected a floor of version 1 with the policy {}, got another",
-         file.string(), policy);
-  }
-}
-
-double Floor::at(bool decode, const std::string& name, int64_t width) const {
-  const double least = 0x1p-23 * std::sqrt(static_cast<double>(width));
-  const auto& table = decode ? decode_ : prefill_;
-  const auto known = table.find(name);
-  return std::max(least, known == table.end() ? 0.0 : known->second);
-}
-
-std::string measure_floor(const Trace& truth, std::span<const Trace> variants, const std::string& policy) {
-  std::map<std::string, double> prefill, decode;
-  const auto expected = join(truth);
-  for (const Trace& variant : variants) {
-    if (const std::string problem = same_inputs(variant, truth); !problem.empty()) {
-      fail(ErrorCode::invalid_argument, "[{}] floor: {}", variant.where, problem);
-    }
-    for (const auto& [place, joined] : join(variant)) {
-      const auto reference = expected.find(place);
-      if (reference == expected.end()) continue;
-      const Sizes usual = usual_sizes(reference->second, 0);
-      double& worst = (joined.event->step == 0 ? prefill : decode)[joined.event->name()];
-      for (const auto& [position, row] : reference->second.rows) {
-        const auto mine = joined.rows.find(position);
-        if (mine != joined.rows.end() && mine->second.size() == row.size())
-          worst = std::max(worst, relative(mine->second, row, usual.row));
-      }
-    }
-  }
-  return json{{"format", "lockstep-floor"},
-              {"version", 1},
-              {"policies", {{policy, {{"prefill", prefill}, {"decode", decode}}}}}}
-      .dump(1);
+std::string policy_summary(const std::string& policy) {
+  const size_t slash = policy.find('/');
+  const std::string precision = policy.substr(0, slash);
+  const std::string kv = slash == std::string::npos ? "f32" : policy.substr(slash + 1);
+  std::string text = precision == "q8"      ? "inputs of products rounded to 8 bits per block of 32"
+                     : precision == "fast"  ? "inputs of some products rounded to 8 bits per block of 32"
+                     : precision == "exact" ? "inputs of products in 16-bit fixed point"
+                                            : "f32 throughout";
+  if (kv != "f32") text += ", keys and values in " + kv;
+  return text;
 }
 
 DiffReport diff(const Trace& subject, const Trace& reference, const Floor& floor) {
-  DiffReport report;
-  report.verdict = Verdict::inconclusive;
-  for (const std::string& problem : {same_inputs(subject, reference), self_check(reference)}) {
-    report.reason = problem;
-    if (!problem.empty()) return report;
-  }
-  const auto ours = join(subject);
-  const auto theirs = join(reference);
-  Comparison comparison(floor, report);
-  for (const auto& [place, joined] : theirs) {
-    ++report.expected;
-    const auto mine = ours.find(place);
-    if (mine == ours.end()) {
-      report.unmatched.push_back(
-          fmt::format("step {}, {}: only in {}", std::get<0>(place), joined.event->name(), reference.engine));
-      continue;
-    }
-    if (mine->second.rows.size() != joined.rows.size() ||
-        mine->second.rows.begin()->second.size() != joined.rows.begin()->second.size()) {
-      report.unmatched.push_back(fmt::format("step {}, {}: shapes {} and {}", std::get<0>(place),
-                                             joined.event->name(), mine->second.event->shape.str(),
-                                             joined.event->shape.str()));
-      continue;
-    }
-    ++report.compared;
-    if (joined.event->site == "router_weights") {
-      const auto logits =
-          theirs.find({std::get<0>(place), std::get<1>(place), std::get<2>(place) - 1, std::get<3>(place)});
-      if (logits != theirs.end()) comparison.leave_out_ties(mine->second, joined, logits->second);
-    }
-    report.scores.push_back(comparison.score(mine->second, joined));
-    if (joined.event->site == "logits") note_argmax(mine->second, joined, report.scores.back().floor, report);
-  }
-  for (const auto& [place, joined] : ours) {
-    if (!theirs.contains(place))
-      report.unmatched.push_back(
-          fmt::format("step {}, {}: only in {}", std::get<0>(place), joined.event->name(), subject.engine));
-  }
-  conclude(report);
-  check_inheritance(report);
-  return report;
+  return compare(subject, reference, floor);
 }
 
-namespace {
-
-// Records what our operation makes of the reference's tensors, and then puts the reference's in its place.
-class Replayer : public Observer {
- public:
-  Replayer(const Trace& reference, const PassRows& rows, Trace& ours) : rows_(rows), ours_(ours) {
-    for (const TraceEvent& event : reference.events()) {
-      for (int64_t t = 0; t < event.shape[0]; ++t) {
-        const auto width = event.values.size() / static_cast<size_t>(event.shape[0]);
-        known_[{event.step, event.row, event.layer, event.site, event.first_position + t}] =
-            event.values.subspan(static_cast<size_t>(t) * width, width);
-      }
-      axes_[event.site] = event.axes;
+DiffReport diff(const Trace& subject, const Trace& reference, const Trace& second, const Floor& floor) {
+  DiffReport report = compare(subject, reference, floor);
+  const DiffReport references = compare(reference, second, floor);
+  if (!references.first) {
+    if (references.compared == 0) {
+      report.verdict = Verdict::inconclusive;
+      report.reason = "the second reference cannot be compared: " + references.reason;
+    } else {
+      report.notes.push_back(
+          fmt::format("{} agrees with the reference at {} sites", second.engine, references.compared));
     }
+    return report;
   }
-
-  void observe(int layer, Site site, Tensor& tensor) override {
-    const std::string name(site_name(site));
-    for (int64_t t = 0; t < tensor.shape()[0]; ++t) {
-      const int row = rows_.sequences[static_cast<size_t>(t)];
-      const int64_t position = rows_.positions[static_cast<size_t>(t)];
-      const auto known = known_.find({rows_.step, row, layer, name, position});
-      if (known == known_.end() || known->second.size() != static_cast<size_t>(tensor.row_size())) continue;
-      TraceEvent event;
-      event.step = rows_.step;
-      event.row = row;
-      event.layer = layer;
-      event.site = name;
-      event.first_position = position;
-      event.shape = tensor.shape();
-      event.shape[0] = 1;
-      event.axes = axes_[name];
-      ours_.add(std::move(event), {tensor.row(t), static_cast<size_t>(tensor.row_size())});
-      std::ranges::copy(known->second, tensor.row(t));
-    }
-  }
-
- private:
-  const PassRows& rows_;
-  Trace& ours_;
-  std::map<std::tuple<int, int, int, std::string, int64_t>, std::span<const float>> known_;
-  std::map<std::string, std::string> axes_;
-};
-
-}  // namespace
-
-DiffReport replay(const std::filesystem::path& path, const TraceOptions& options, const Trace& reference,
-                  const Floor& floor) {
-  const auto model = Model::load(path, options.model);
-  TraceOptions fed = options;
-  fed.sequences = reference.sequences;
-  Trace ours;
-  ours.engine = "lockstep " + std::string(model->isa()) + ", on the reference's inputs";
-  PassRows rows;
-  Replayer replayer(reference, rows, ours);
-  Taps taps(&replayer);
-  ours.sequences = run_passes(model, fed, rows, taps);
-  DiffReport report;
+  const SiteScore& parting = *references.first;
+  const SiteScore* with_first = score_at(report, parting);
+  const DiffReport other = compare(subject, second, floor);
+  const SiteScore* with_second = score_at(other, parting);
+  const auto agrees = [](const SiteScore* score) { return score != nullptr && score->score <= kBand; };
+  const std::string side = agrees(with_first) && !agrees(with_second) ? second.engine + " stands alone there"
+                           : agrees(with_second) && !agrees(with_first)
+                               ? reference.engine + " stands alone there"
+                               : "all three differ there";
   report.verdict = Verdict::inconclusive;
-  report.reason = self_check(reference);
-  if (!report.reason.empty()) return report;
-  const auto mine = join(ours);
-  const auto theirs = join(reference);
-  Comparison comparison(floor, report);
-  for (const auto& [place, joined] : theirs) {
-    ++report.expected;
-    const auto found = mine.find(place);
-    if (found == mine.end()) {
-      report.unmatched.push_back(
-          fmt::format("step {}, {}: not computed here", std::get<0>(place), joined.event->name()));
-      continue;
-    }
-    ++report.compared;
-    report.scores.push_back(comparison.score(found->second, joined));
-  }
-  conclude(report);
-  report.notes.emplace_back("errors are those of each operation alone, on the reference's inputs");
+  report.reason = fmt::format("the references disagree with each other at {} of step {}, sequence {}: {}",
+                              parting.name(), parting.step, parting.row, side);
   return report;
 }
 

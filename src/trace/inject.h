@@ -41,9 +41,10 @@ struct Injection {
   Fault fault;
   /// Why it cannot act here; nothing: it can.
   std::function<std::optional<std::string>(const ModelFacts&, const std::vector<Trace::Sequence>&)> cannot;
-  std::function<nlohmann::json(const ModelFacts&)> patch;  // of the config; empty: none
-  Hook before, after;
-  std::vector<Site> keeps;  // sites whose tensors `before` wants to see later in the layer
+  std::function<nlohmann::json(const ModelFacts&)> patch = {};  // of the config; empty: none
+  Hook before = {}, after = {};
+  std::vector<Site> keeps = {};    // sites whose tensors `before` wants to see later in the layer
+  std::optional<Site> inner = {};  // the inner site it changes
 };
 const std::vector<Injection>& injections();
 /// "NAME" or "NAME@layer=3". Error `invalid_argument` naming those there are.

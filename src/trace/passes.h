@@ -9,6 +9,9 @@
 
 namespace lockstep {
 
+/// "T H D"
+std::string axes_of(Site site);
+
 /// Runs them; `rows` tells the observer behind `taps` which rows are being computed. Returns what was fed.
 std::vector<Trace::Sequence> run_passes(const std::shared_ptr<const Model>& model,
                                         const TraceOptions& options, PassRows& rows, Taps& taps);

@@ -11,40 +11,67 @@
 #include "trace/writer.h"
 
 namespace lockstep {
-namespace {
 
 std::string axes_of(Site site) {
   switch (site) {
     case Site::q_proj:
     case Site::k_proj:
     case Site::v_proj:
+    case Site::q_norm:
+    case Site::k_norm:
     case Site::q_rope:
     case Site::k_rope:
+    case Site::k_cache:
+    case Site::v_cache:
     case Site::attn_ctx: return "T H D";
+    case Site::scores:
+    case Site::probs: return "T H K";
+    case Site::expert_gate:
+    case Site::expert_up:
+    case Site::expert_act:
+    case Site::expert_down: return "T E C";
     case Site::router_logits:
     case Site::router_weights: return "T E";
     default: return "T C";
   }
 }
 
+namespace {
+
 bool in_level(Site site, int level) {
-  if (level >= 2) return true;
-  if (site == Site::logits) return true;
-  return level == 1 && (site == Site::embed || site == Site::attn_resid || site == Site::ffn_resid ||
-                        site == Site::final_norm);
+  switch (site) {
+    case Site::logits: return true;
+    case Site::embed:
+    case Site::attn_resid:
+    case Site::ffn_resid:
+    case Site::final_norm: return level >= 1;
+    case Site::scores:
+    case Site::probs:
+    case Site::expert_gate:
+    case Site::expert_up:
+    case Site::expert_act:
+    case Site::expert_down: return level >= 3;
+    default: return level >= 2;
+  }
 }
 
 class Recorder : public Observer {
  public:
   using Sink = std::function<void(TraceEvent&&, std::span<const float>)>;
 
-  Recorder(Sink sink, int level, const PassRows& rows, const ModelFacts& facts, const Injection* injection)
-      : sink_(std::move(sink)), level_(level), rows_(rows), facts_(facts), injection_(injection) {}
+  Recorder(Sink sink, const TraceOptions& options, const PassRows& rows, const ModelFacts& facts,
+           const Injection* injection)
+      : sink_(std::move(sink)), options_(options), rows_(rows), facts_(facts), injection_(injection) {}
+
+  Interest inner(Site site) const override {
+    if (injection_ != nullptr && injection_->inner == site) return Interest::change;
+    return in_level(site, options_.level) ? Interest::read : Interest::none;
+  }
 
   void observe(int layer, Site site, Tensor& tensor) override {
     if (injection_ != nullptr && injection_->before)
       injection_->before(facts_, rows_, layer, site, tensor, seen_);
-    if (in_level(site, level_)) record(layer, site, tensor);
+    if (in_level(site, options_.level) && in_layers(layer)) record(layer, site, tensor);
     if (injection_ == nullptr) return;
     if (std::ranges::find(injection_->keeps, site) != injection_->keeps.end())
       seen_.insert_or_assign(site, tensor.clone());
@@ -52,6 +79,10 @@ class Recorder : public Observer {
   }
 
  private:
+  bool in_layers(int layer) const {
+    return !options_.layers || (layer >= options_.layers->first && layer <= options_.layers->second);
+  }
+
   // One event a sequence: rows of one sequence lie side by side.
   void record(int layer, Site site, const Tensor& tensor) {
     const int64_t rows = tensor.shape()[0];
@@ -70,14 +101,33 @@ class Recorder : public Observer {
       event.shape[0] = end - begin;
       event.axes = axes_of(site);
       const auto width = static_cast<size_t>(tensor.row_size());
-      sink_(std::move(event), tensor.values().subspan(static_cast<size_t>(begin) * width,
-                                                      static_cast<size_t>(end - begin) * width));
+      const auto values = tensor.values().subspan(static_cast<size_t>(begin) * width,
+                                                  static_cast<size_t>(end - begin) * width);
+      if (event.axes == "T H K") {
+        const std::vector<float> own =
+            own_keys(event, values, rows_.positions[static_cast<size_t>(end - 1)] + 1);
+        sink_(std::move(event), own);
+      } else {
+        sink_(std::move(event), values);
+      }
       begin = end;
     }
   }
 
+  // Rows over the keys of the longest sequence, cut to those of the sequence itself.
+  static std::vector<float> own_keys(TraceEvent& event, std::span<const float> values, int64_t keys) {
+    const int64_t all = event.shape[2];
+    event.shape[2] = keys;
+    std::vector<float> own;
+    for (size_t row = 0; row < values.size(); row += static_cast<size_t>(all)) {
+      own.insert(own.end(), values.begin() + static_cast<int64_t>(row),
+                 values.begin() + static_cast<int64_t>(row) + keys);
+    }
+    return own;
+  }
+
   Sink sink_;
-  int level_;
+  const TraceOptions& options_;
   const PassRows& rows_;
   const ModelFacts& facts_;
   const Injection* injection_;
@@ -134,8 +184,8 @@ namespace {
 Trace record(const std::filesystem::path& path, const TraceOptions& options, Recorder::Sink sink) {
   if (options.sequences.empty())
     fail(ErrorCode::invalid_argument, "[trace] sequences: expected at least one, got none");
-  if (options.level < 0 || options.level > 2) {
-    fail(ErrorCode::invalid_argument, "[trace] level: expected 0 to 2, got {}", options.level);
+  if (options.level < 0 || options.level > 3) {
+    fail(ErrorCode::invalid_argument, "[trace] level: expected 0 to 3, got {}", options.level);
   }
   const Checkpoint checkpoint = Checkpoint::open(path);
   const ModelFacts facts(checkpoint);
@@ -166,7 +216,7 @@ Trace record(const std::filesystem::path& path, const TraceOptions& options, Rec
     sink(std::move(event), values);
   };
   PassRows rows;
-  Recorder recorder(counting, options.level, rows, facts, injection);
+  Recorder recorder(counting, options, rows, facts, injection);
   Taps taps(&recorder);
   trace.sequences = run_passes(model, options, rows, taps);
   trace.sites.assign(sites.begin(), sites.end());
@@ -186,7 +236,7 @@ Trace record_trace(const std::filesystem::path& path, const TraceOptions& option
 
 int64_t record_trace_to(const std::filesystem::path& directory, const std::filesystem::path& path,
                         const TraceOptions& options) {
-  TraceWriter writer(directory, std::string(precision_name(options.model.precision)));
+  TraceWriter writer(directory, std::string(precision_name(options.model.precision)), options.storage);
   const Trace facts = record(path, options, [&](TraceEvent&& event, std::span<const float> values) {
     event.values = values;
     event.hash = trace_hash(values);
@@ -214,6 +264,10 @@ FaultObserver::FaultObserver(const std::string& fault, const std::filesystem::pa
     : state_(std::make_unique<State>(fault, model)) {}
 FaultObserver::~FaultObserver() = default;
 const std::string& FaultObserver::config_patch() const { return state_->patch; }
+
+Interest FaultObserver::inner(Site site) const {
+  return state_->injection.inner == site ? Interest::change : Interest::none;
+}
 
 void FaultObserver::observe(int layer, Site site, Tensor& tensor) {
   State& s = *state_;

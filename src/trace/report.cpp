@@ -64,33 +64,6 @@ json as_json(const SiteScore& score) {
           {"finding", score.finding}};
 }
 
-// What the pattern of the damage often means, with the observation it rests on.
-std::string hint(const SiteScore& first) {
-  if (!first.finding.empty()) return first.finding;
-  const bool rope = first.site == "q_rope" || first.site == "k_rope";
-  const bool some = !first.bad_heads.empty() && first.bad_heads.size() < first.heads.size();
-  if (rope && first.step > 0 && some && first.bad_heads[0] == 1)
-    return "only heads from 1 on, only in decode: RoPE given reshaped heads with L = 1 (mlx#3494)";
-  if (rope && first.step > 0 && first.row > 0)
-    return "only later rows of the batch, only in decode: RoPE offset with B > 1";
-  if (rope && first.step > 0) return "prefill is right, decode is not: position or offset of the new token";
-  if (rope && first.first_bad == 0)
-    return "wrong from position 0 on: a factor of Q and K, or the layout of a head";
-  if (rope) return "right at position 0, wrong after: base, scaling, rotated dimensions or layout";
-  if (first.site == "q_proj" || first.site == "k_proj")
-    return "weights or bias of the projection, or the order of its rows";
-  if (first.site == "attn_ctx" && some) return "some heads only: which KV head a query head uses";
-  if (first.site == "attn_ctx" && first.first_bad > 0)
-    return "right up to position " + std::to_string(first.first_bad - 1) +
-           ": window, mask or what the cache keeps";
-  if (first.site.starts_with("router")) return "the router: softmax, top-k or renormalisation";
-  if (first.site == "moe_out")
-    return "routing is right: which expert computes which rows, or an expert's weights";
-  if (first.site.ends_with("norm")) return "the norm: epsilon, weight or its order of casts";
-  if (first.site == "embed") return "the embedding: a scale, or another table";
-  return "";
-}
-
 std::string heat_colour(double score) {
   const double level = std::clamp(std::log2(std::max(score, 1e-3)) / 10 + 0.4, 0.0, 1.0);
   return fmt::format("hsl({:.0f},70%,{:.0f}%)", 120 * (1 - level), 88 - 38 * level);
@@ -121,7 +94,7 @@ std::string report_text(const DiffReport& report, bool colour) {
     out += ", position " + std::to_string(report.first->first_bad) + "\n";
     out += fmt::format("  error {:.3g} = {:.3g} x floor ({:.2g}); inherited by {} later sites\n",
                        report.first->error, report.first->score, report.first->floor, report.inherited);
-    if (const std::string text = hint(*report.first); !text.empty()) out += "  hint: " + text + "\n";
+    for (const std::string& hint : report.hints) out += "  hint: " + hint + "\n";
   }
   for (const std::string& note : report.notes) out += "  " + note + "\n";
   out += fmt::format("  coverage {}/{} sites", report.compared, report.expected);
@@ -160,8 +133,10 @@ std::string report_json(const DiffReport& report) {
       {"schema", "lockstep-diff-1"},
       {"verdict", verdict_name(report.verdict)},
       {"reason", report.reason},
+      {"subject", report.subject},
+      {"reference", report.reference},
       {"first", report.first ? as_json(*report.first) : json()},
-      {"hint", report.first ? hint(*report.first) : ""},
+      {"hints", report.hints},
       {"inherited", report.inherited},
       {"coverage",
        {{"compared", report.compared}, {"expected", report.expected}, {"unmatched", report.unmatched}}},
@@ -177,6 +152,7 @@ std::string report_html(const DiffReport& report) {
       "system-ui,sans-serif;margin:2em}"
       "table{border-collapse:collapse;margin:1em 0}td,th{padding:2px "
       "6px;font-size:12px;text-align:right}td.h{min-width:14px}"
+      "td.first{outline:2px solid #000}"
       "pre{background:#f4f4f4;padding:1em;overflow:auto}</style>\n<h1>lockstep diff</h1>\n<pre>" +
       escaped(report_text(report, false)) + "</pre>\n";
   // Layers by sites, the worst score over steps and sequences.
@@ -205,15 +181,21 @@ std::string report_html(const DiffReport& report) {
     out += "</tr>\n";
   }
   out += "</table>\n";
-  if (report.first && !report.first->heads.empty()) {
-    out += "<h2>" + escaped(report.first->name()) + ", head by pass</h2>\n<table><tr><th>pass</th>";
+  if (report.first) {
+    const bool heads = !report.first->heads.empty();
+    out += "<h2>" + escaped(report.first->name()) + ", " + phase(*report.first) + ", error / floor" +
+           (heads ? ", head by token" : " by token") + "</h2>\n<table><tr><th>position</th>";
     for (size_t h = 0; h < report.first->heads.size(); ++h) out += "<th>" + std::to_string(h) + "</th>";
     out += "</tr>\n";
-    for (const SiteScore& each : report.scores) {
-      if (each.name() != report.first->name() || each.heads.size() != report.first->heads.size()) continue;
-      out += "<tr><th>" + phase(each) + ", row " + std::to_string(each.row) + "</th>";
-      for (const double score : each.heads)
-        out += fmt::format("<td class=\"h\" style=\"background:{}\">{:.2g}</td>", heat_colour(score), score);
+    bool marked = false;
+    for (size_t t = 0; t < report.grid.positions.size(); ++t) {
+      out += "<tr><th>" + std::to_string(report.grid.positions[t]) + "</th>";
+      for (const double score : report.grid.scores[t]) {
+        const bool first_bad = !marked && score > kBand;
+        marked = marked || first_bad;
+        out += fmt::format("<td class=\"{}\" style=\"background:{}\">{:.2g}</td>",
+                           first_bad ? "h first" : "h", heat_colour(score), score);
+      }
       out += "</tr>\n";
     }
     out += "</table>\n";

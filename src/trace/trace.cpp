@@ -15,6 +15,7 @@
 #include "lockstep/divergence.h"
 #include "tensor/fail.h"
 #include "tensor/memory_map.h"
+#include "trace/storage.h"
 #include "trace/writer.h"
 
 namespace lockstep {
@@ -26,6 +27,7 @@ using nlohmann::json;
 constexpr int kVersion = 1;
 constexpr size_t kShardBytes = size_t{64} << 20;
 constexpr int64_t kMostSteps = 1 << 20;
+constexpr std::string_view kAxes[] = {"T C", "T E", "T H D", "T H K", "T E C"};
 
 std::string contents(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);
@@ -81,6 +83,13 @@ T get(const json& object, const char* key, const std::string& where) {
   } catch (const json::exception&) {
     fail(ErrorCode::format, "[{}] {}: expected a value of its type, got none", where, key);
   }
+}
+
+TraceStorage read_storage(const json& storage, const std::string& where) {
+  const auto kind = get<std::string>(storage, "kind", where);
+  if (kind == "full") return {};
+  return parse_storage(kind + ":" + std::to_string(get<int64_t>(storage, "count", where)),
+                       get<uint64_t>(storage, "seed", where));
 }
 
 class Shards {
@@ -149,11 +158,17 @@ TraceEvent parse_event(const json& line, Shards& shards, const std::string& wher
     fail(ErrorCode::format, "[{}] tensor: expected F32 with a row for each position, got {} {}", where,
          dtype_name(tensor.dtype), tensor.shape.str());
   }
-  if ((event.axes == "T H D") != (tensor.shape.rank() == 3)) {
-    fail(ErrorCode::format, "[{}] axes: expected T H D for tensors of rank 3 alone, got {} for {}", where,
+  const auto axes = std::ranges::find(kAxes, event.axes);
+  if (axes == std::end(kAxes) || tensor.shape.rank() != static_cast<int>(event.axes.size() + 1) / 2) {
+    fail(ErrorCode::format,
+         "[{}] axes: expected T C, T E, T H D, T H K or T E C for as many axes, got {} for {}", where,
          event.axes, tensor.shape.str());
   }
   event.shape = tensor.shape;
+  if (line.contains("width")) event.width = get<int64_t>(line, "width", where);
+  if (event.width < 0 || (event.width > 0 && event.width < event.shape[event.shape.rank() - 1]))
+    fail(ErrorCode::format, "[{}] width: expected at least what is kept, got {}", where, event.width);
+  if (event.width == event.shape[event.shape.rank() - 1]) event.width = 0;
   if (reinterpret_cast<uintptr_t>(tensor.data.data()) % alignof(float) != 0) {
     fail(ErrorCode::format, "[{}] tensor: expected aligned values, got others", where);
   }
@@ -222,6 +237,7 @@ Trace Trace::open(const fs::path& directory) {
   const json policy = get<json>(manifest, "policy", manifest_name);
   trace.precision = get<std::string>(policy, "precision", manifest_name);
   trace.kv_type = get<std::string>(policy, "kv_type", manifest_name);
+  if (manifest.contains("storage")) trace.storage = read_storage(manifest["storage"], manifest_name);
   const json model = get<json>(manifest, "model", manifest_name);
   trace.architecture = get<std::string>(model, "architecture", manifest_name);
   trace.layers = get<int64_t>(model, "layers", manifest_name);
@@ -244,8 +260,8 @@ Trace Trace::open(const fs::path& directory) {
   return trace;
 }
 
-TraceWriter::TraceWriter(fs::path directory, std::string precision)
-    : directory_(std::move(directory)), precision_(std::move(precision)) {
+TraceWriter::TraceWriter(fs::path directory, std::string precision, TraceStorage storage)
+    : directory_(std::move(directory)), precision_(std::move(precision)), storage_(storage) {
   std::error_code refused;
   fs::create_directories(directory_, refused);
   // The manifest is written last: a trace without one is not whole.
@@ -261,6 +277,15 @@ void TraceWriter::add(const TraceEvent& event) {
   json parents = json::array();
   if (events_ > 0) parents.push_back(events_ - 1);
   const std::string key = tensor_key(event);
+  const int64_t width = event.shape[event.shape.rank() - 1];
+  Pending kept{key, event.shape, {}};
+  const bool whole = kept_whole(storage_, width, event.axes);
+  if (whole) {
+    kept.values.assign(event.values.begin(), event.values.end());
+  } else {
+    kept.values = reduce(event.values, width, storage_);
+    kept.shape[kept.shape.rank() - 1] = storage_.count;
+  }
   const json line = {{"seq", events_++},
                      {"parents", parents},
                      {"phase", event.step == 0 ? "prefill" : "decode"},
@@ -272,17 +297,18 @@ void TraceWriter::add(const TraceEvent& event) {
                      {"site", event.site},
                      {"role", "out"},
                      {"axes", event.axes},
-                     {"shape", std::vector<int64_t>(event.shape.begin(), event.shape.end())},
+                     {"shape", std::vector<int64_t>(kept.shape.begin(), kept.shape.end())},
+                     {"width", width},
                      {"dtype_stored", "f32"},
                      {"dtype_compute", precision_},
-                     {"storage", "full"},
+                     {"storage", whole ? "full" : storage_name(storage_.kind)},
                      {"tensor", shard_name() + "#" + key},
                      {"hash", event.hash},
                      {"stats", statistics(event.values)}};
   lines_ << line.dump() << "\n";
   sites_.insert(event.site);
-  pending_.push_back({key, event.shape, {event.values.begin(), event.values.end()}});
-  bytes_ += event.values.size_bytes();
+  bytes_ += kept.values.size() * sizeof(float);
+  pending_.push_back(std::move(kept));
   if (bytes_ >= kShardBytes) flush();
 }
 
@@ -305,6 +331,9 @@ void TraceWriter::finish(const Trace& facts) {
   json rows = json::array();
   for (const Trace::Sequence& each : facts.sequences) rows.push_back({{"ids", each.ids}, {"fed", each.fed}});
   const size_t space = facts.engine.find(' ');
+  json storage = {{"kind", storage_name(storage_.kind)}};
+  if (storage_.kind != TraceStorage::Kind::full)
+    storage.update({{"count", storage_.count}, {"seed", storage_.seed}});
   const json manifest = {
       {"format", "lockstep-trace"},
       {"version", kVersion},
@@ -317,13 +346,14 @@ void TraceWriter::finish(const Trace& facts) {
         {"unread_keys", facts.unread_keys},
         {"weights_sha256", facts.weights_sha256}}},
       {"level", facts.level},
+      {"storage", storage},
       {"rows", rows},
       {"sites", sites_}};
   write_text(directory_ / "manifest.json", manifest.dump(1) + "\n");
 }
 
 void Trace::save(const fs::path& directory) const {
-  TraceWriter writer(directory, precision);
+  TraceWriter writer(directory, precision, {});
   for (const TraceEvent& event : events_) writer.add(event);
   writer.finish(*this);
 }

@@ -17,8 +17,8 @@ std::string trace_hash(std::span<const float> values);
 class TraceWriter {
  public:
   /// Error `io`.
-  TraceWriter(std::filesystem::path directory, std::string precision);
-  /// Copies the values.
+  TraceWriter(std::filesystem::path directory, std::string precision, TraceStorage storage);
+  /// Copies the values, reduced as the storage says; hash and statistics are of all.
   void add(const TraceEvent& event);
   /// Writes the manifest, which makes the trace whole; `facts` need hold no events.
   void finish(const Trace& facts);
@@ -35,6 +35,7 @@ class TraceWriter {
 
   std::filesystem::path directory_;
   std::string precision_;
+  TraceStorage storage_;
   std::ofstream lines_;
   std::vector<Pending> pending_;
   std::set<std::string> sites_;

@@ -36,7 +36,7 @@ TEST(Tutorial, CommandsDoWhatItSays) {
       std::ifstream file(folder / "output");
       const std::string output{std::istreambuf_iterator<char>(file), {}};
       EXPECT_TRUE(
-          output.starts_with("DIVERGENT  first error: prefill, sequence 0, L00.attn_ctx, heads 1, 4 of 6"))
+          output.starts_with("DIVERGENT  first error: prefill, sequence 0, L00.scores, heads 1, 4 of 6"))
           << output;
     }
     ++commands;

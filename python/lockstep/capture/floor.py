@@ -1,21 +1,25 @@
 """The noise floor of a model: how far variants of the reference are from it, site by site.
 
 Truth is the reference in f64. Variants: f32, and f32 with every input of the model perturbed by half a unit in the last
-place; for the declared policies also K and V rounded to f16, and the inputs of products rounded to 16-bit fixed point.
-The distance is the relative L2 error of a row; the floor is the largest over rows, steps and variants.
+place; for the declared policies also K and V rounded to f16, and the inputs of products rounded to 16-bit fixed point or
+to 8 bits. The distance is the relative L2 error of a row; the floor is the largest over rows, steps and variants.
 """
 import numpy as np
 import torch
 
 from .transformers_engine import in_f64, run
 
-POLICIES = {  # precision/kv_type: (rounded products, rounded K and V)
-    "f32/f32": (False, False), "f32/f16": (False, True), "exact/f32": (True, False), "exact/f16": (True, True)}
+POLICIES = {f"{precision}/{kv}": (None if precision == "f32" else precision, kv == "f16")
+            for precision in ("f32", "exact", "q8") for kv in ("f32", "f16")}
 
 
-def collect(model, taps, prompt, fed):
+def collect(model, taps, prompt, fed, wanted):
     out = {}
-    run(model, taps, prompt, fed, lambda phase, step, pos, layer, site, x: out.__setitem__((phase, step, layer, site), np.asarray(x, np.float64)))
+
+    def sink(phase, step, position, layer, site, x):
+        if wanted(layer, site):
+            out[phase, step, layer, site] = np.array(x, np.float64)
+    run(model, taps, prompt, fed, sink)
     return out
 
 
@@ -27,29 +31,39 @@ def distance(got, truth):
     return np.linalg.norm(rows(got) - rows(truth), axis=1) / np.maximum(size, 0.1 * usual)
 
 
-def measure(model, taps, sequences):
+def measure(model, taps, sequences, wanted=lambda layer, site: True):
     """sequences: [(prompt, fed)]. -> {policy: {"prefill"|"decode": {"L00.q_rope": floor}}}"""
     floors = {policy: {"prefill": {}, "decode": {}} for policy in POLICIES}
     for prompt, fed in sequences:
         with in_f64(model):
-            truth = collect(model, taps, prompt, fed)
-        for policy, (linear, kv) in POLICIES.items():
-            taps.round_linear, taps.round_kv = linear, kv
-            variants = [collect(model, taps, prompt, fed)]
+            truth = collect(model, taps, prompt, fed, wanted)
+        for policy, (taps.round_linear, taps.round_kv) in POLICIES.items():
+            variants = [collect(model, taps, prompt, fed, wanted)]
             with torch.no_grad():
                 table = model.model.embed_tokens.weight
                 kept = table.clone()
                 noise = torch.Generator().manual_seed(1)
                 table.mul_(1 + (torch.rand(table.shape, generator=noise) - 0.5) * 2 ** -23)
-                variants.append(collect(model, taps, prompt, fed))
+                variants.append(collect(model, taps, prompt, fed, wanted))
                 table.copy_(kept)
-            taps.round_linear = taps.round_kv = False
             for got in variants:
-                for (phase, step, layer, site), value in truth.items():
-                    name = site if layer is None else f"L{layer:02d}.{site}"
-                    if site == "router_weights" and ((got[phase, step, layer, site] > 0) != (value > 0)).any():
-                        continue   # a tie, not an error of this size
-                    worst = float(distance(got[phase, step, layer, site], value).max())
-                    table_of = floors[policy][phase]
-                    table_of[name] = max(table_of.get(name, 0.0), worst)
+                add(floors[policy], got, truth)
+        taps.round_linear, taps.round_kv = None, False
     return floors
+
+
+def add(floors, got, truth):
+    """Rows after another choice of experts are left out: that is a tie, not an error of their size."""
+    tie = {}   # phase, step: first row of another choice
+    for (phase, step, layer, site), value in truth.items():
+        mine = got[phase, step, layer, site]
+        rows = tie.get((phase, step), len(value))
+        if site == "router_weights":
+            other = ((mine > 0) != (value > 0)).any(-1)
+            if other.any():
+                rows = tie[phase, step] = min(rows, int(other.argmax()))
+        if rows == 0 or any(earlier < step for _, earlier in tie):
+            continue
+        name = site if layer is None else f"L{layer:02d}.{site}"
+        worst = float(distance(mine[:rows], value[:rows]).max())
+        floors[phase][name] = max(floors[phase].get(name, 0.0), worst)

@@ -54,6 +54,18 @@ class Taps:
             body.layers[index] = Wrapped(layer, lambda _, out, i=index: self.emit("ffn_resid", i, out))
         self.wrap(body, "norm", after=[("final_norm", None)])
 
+    def watch(self, cache, layer):
+        """Shows what attention reads back of the rows just written. keys, values: [B, Hkv, L, D]"""
+        update = cache.update_and_fetch
+
+        def seen(keys, values):
+            rows = keys.shape[2]
+            keys, values = update(keys, values)
+            for site, x in (("k_cache", keys), ("v_cache", values)):
+                self.emit(site, layer, x[:, :, x.shape[2] - rows:].transpose(0, 2, 1, 3))
+            return keys, values
+        cache.update_and_fetch = seen
+
     def emit(self, site, layer, x):
         if self.sink is not None:
             x = np.array(x.astype(mx.float32))[0]
@@ -94,6 +106,8 @@ def load(path):
 def run(model, taps, prompt, steps, sink):
     """As transformers_engine.run."""
     cache, fed = make_prompt_cache(model), []
+    for layer, part in enumerate(cache):
+        taps.watch(part, layer)
     wanted = len(steps) if not isinstance(steps, int) else steps
     ids, position = list(prompt), 0
     for step in range(wanted + 1):
@@ -109,7 +123,7 @@ def run(model, taps, prompt, steps, sink):
     return fed
 
 
-def facts(path, model):
+def facts(path, model, taps):
     from .trace import checksums
     config = model.lockstep_config
     return {"engine": {"name": "mlx-lm", "version": importlib.metadata.version("mlx-lm"), "mlx": importlib.metadata.version("mlx")},

@@ -6,15 +6,22 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from . import storage
+
 VERSION = 1
 # In causal order: outside layers, within a layer, outside again.
 BEFORE = ["embed"]
-LAYER = ["attn_norm", "q_proj", "k_proj", "v_proj", "q_rope", "k_rope", "attn_ctx", "o_proj", "attn_resid", "ffn_norm",
-         "router_logits", "router_weights", "gate", "up", "act", "down", "moe_out", "ffn_resid"]
+LAYER = ["attn_norm", "q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "q_rope", "k_rope", "k_cache", "v_cache", "scores",
+         "probs", "attn_ctx", "o_proj", "attn_post_norm", "attn_resid", "ffn_norm", "router_logits", "router_weights",
+         "expert_gate", "expert_up", "expert_act", "expert_down", "gate", "up", "act", "down", "moe_out", "ffn_post_norm",
+         "ffn_resid"]
 AFTER = ["final_norm", "logits"]
-LEVELS = [{"logits"}, {"embed", "attn_resid", "ffn_resid", "final_norm", "logits"}, set(BEFORE + LAYER + AFTER)]
-AXES = {"q_proj": "T H D", "k_proj": "T H D", "v_proj": "T H D", "q_rope": "T H D", "k_rope": "T H D",
-        "attn_ctx": "T H D", "router_logits": "T E", "router_weights": "T E"}
+EXPERTS = ["expert_gate", "expert_up", "expert_act", "expert_down"]
+ALL = set(BEFORE + LAYER + AFTER)
+LEVELS = [{"logits"}, {"embed", "attn_resid", "ffn_resid", "final_norm", "logits"}, ALL - {"scores", "probs", *EXPERTS}, ALL]
+HEADS = {"q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "q_rope", "k_rope", "k_cache", "v_cache", "attn_ctx"}
+AXES = {**dict.fromkeys(HEADS, "T H D"), **dict.fromkeys(EXPERTS, "T E C"), "scores": "T H K", "probs": "T H K",
+        "router_logits": "T E", "router_weights": "T E"}
 SHARD_BYTES = 64 << 20
 
 
@@ -30,25 +37,31 @@ def statistics(x):
 
 
 class Writer:
-    """Streams events to a directory; tensors are kept for at most one shard."""
+    """Streams events to a directory; tensors are kept for at most one shard. `kept`: storage.FULL, or what else of each row."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, kept=storage.FULL):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         for old in [*self.folder.glob("tensors-*.safetensors"), self.folder / "events.jsonl", self.folder / "manifest.json"]:
             old.unlink(missing_ok=True)
         self.events = open(self.folder / "events.jsonl", "w")
+        self.kept = kept
         self.pending, self.bytes, self.shard, self.seq = {}, 0, 0, 0
 
     def add(self, phase, step, row, first_position, layer, site, values):
         """values: [T, ...] f32; layer: None for the sites of no layer."""
         values = np.ascontiguousarray(values, np.float32)
         key = f"{phase[0]}{step}.r{row}." + (f"L{layer:02d}." if layer is not None else "") + site
+        axes, width, kind, stats = AXES.get(site, "T C"), values.shape[-1], "full", statistics(values)
+        if not self.kept.whole(width, axes):
+            values, kind = self.kept.reduce(values), self.kept.kind
         event = {"seq": self.seq, "parents": [self.seq - 1] if self.seq else [], "phase": phase, "step": step, "chunk": 0,
                  "row": row, "pos": [first_position, first_position + len(values)], "layer": layer, "site": site,
-                 "role": "out", "axes": AXES.get(site, "T C"), "shape": list(values.shape), "dtype_stored": "f32",
-                 "dtype_compute": "f32", "storage": "full", "tensor": f"tensors-{self.shard:05d}.safetensors#{key}",
-                 "hash": hashlib.sha256(values.tobytes()).hexdigest()[:16], "stats": statistics(values)}
+                 "role": "out", "axes": axes, "shape": list(values.shape), "dtype_stored": "f32",
+                 "dtype_compute": "f32", "storage": kind, "tensor": f"tensors-{self.shard:05d}.safetensors#{key}",
+                 "hash": hashlib.sha256(values.tobytes()).hexdigest()[:16], "stats": stats}
+        if kind != "full":
+            event["width"] = width
         self.events.write(json.dumps(event) + "\n")
         self.seq += 1
         self.pending[key] = values
@@ -65,5 +78,5 @@ class Writer:
         """The manifest is written last: a trace without one is not whole."""
         self.flush()
         self.events.close()
-        (self.folder / "manifest.json").write_text(json.dumps({"format": "lockstep-trace", "version": VERSION, **manifest},
-                                                              indent=1) + "\n")
+        whole = {"format": "lockstep-trace", "version": VERSION, "storage": self.kept.manifest(), **manifest}
+        (self.folder / "manifest.json").write_text(json.dumps(whole, indent=1) + "\n")

@@ -1,0 +1,232 @@
+#include "trace/compare.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "tensor/fail.h"
+#include "trace/storage.h"
+
+namespace lockstep {
+namespace {
+
+double distance(std::span<const float> a, std::span<const float> b) {
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); ++i)
+    sum += (static_cast<double>(a[i]) - b[i]) * (static_cast<double>(a[i]) - b[i]);
+  return std::isnan(sum) ? std::numeric_limits<double>::infinity() : std::sqrt(sum);
+}
+
+// Permutations that are easily forgotten, tried on one row. Empty: none explains the difference.
+std::string explain_layout(const Joined& subject, const Joined& reference, const Sizes& usual, double bound) {
+  if (reference.event->axes != "T H D") return {};
+  const int64_t heads = reference.event->shape[1], width = reference.event->shape[2];
+  const auto test = [&](auto from) {
+    double worst = 0;
+    for (const auto& [position, row] : reference.rows) {
+      const auto mine = subject.rows.find(position);
+      if (mine == subject.rows.end()) return false;
+      std::vector<float> moved(row.size());
+      for (int64_t h = 0; h < heads; ++h) {
+        for (int64_t d = 0; d < width; ++d)
+          moved[static_cast<size_t>(h * width + d)] = mine->second[static_cast<size_t>(from(h, d))];
+      }
+      worst = std::max(worst, relative(moved, row, usual.row));
+    }
+    return worst <= bound;
+  };
+  if (width % 2 == 0) {
+    if (test([&](int64_t h, int64_t d) { return h * width + 2 * (d % (width / 2)) + d / (width / 2); }))
+      return "equal after taking neighbours apart into halves";
+    if (test([&](int64_t h, int64_t d) { return h * width + d % 2 * (width / 2) + d / 2; }))
+      return "equal after interleaving the halves of each head";
+  }
+  for (int64_t groups = 2; groups < heads; ++groups) {
+    if (heads % groups != 0) continue;
+    if (test(
+            [&](int64_t h, int64_t d) { return (h % groups * (heads / groups) + h / groups) * width + d; })) {
+      return fmt::format("equal after regrouping the heads, {} x {} to {} x {}", groups, heads / groups,
+                         heads / groups, groups);
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+std::string SiteScore::name() const {
+  return layer == kNoLayer ? site : fmt::format("L{:02}.{}", layer, site);
+}
+
+Place place_of(int step, int layer, const std::string& site, int row) {
+  const auto known = find_site(site);
+  const int at = known ? static_cast<int>(*known) : static_cast<int>(Site::logits) + 1;
+  const bool after = known && *known >= Site::final_norm;
+  return {step, layer != kNoLayer ? layer : after ? std::numeric_limits<int>::max() : -1, at, site, row};
+}
+
+std::map<Place, Joined> join(const Trace& trace, const TraceStorage& storage) {
+  std::map<Place, Joined> all;
+  for (const TraceEvent& event : trace.events()) {
+    Joined& joined = all[place_of(event.step, event.layer, event.site, event.row)];
+    if (joined.event == nullptr) joined.event = &event;
+    std::span<const float> values = event.values;
+    const int64_t last = event.shape[event.shape.rank() - 1];
+    if (event.width == 0 && !kept_whole(storage, last, event.axes)) {
+      joined.reduced.push_back(std::make_shared<const std::vector<float>>(reduce(values, last, storage)));
+      values = *joined.reduced.back();
+    }
+    const auto width = values.size() / static_cast<size_t>(event.shape[0]);
+    for (int64_t t = 0; t < event.shape[0]; ++t) {
+      joined.rows[event.first_position + t] = values.subspan(static_cast<size_t>(t) * width, width);
+    }
+  }
+  return all;
+}
+
+int64_t heads_of(const TraceEvent& event) { return event.shape.rank() == 3 ? event.shape[1] : 0; }
+
+double norm(std::span<const float> x) {
+  double sum = 0;
+  for (const float v : x) sum += static_cast<double>(v) * v;
+  return std::sqrt(sum);
+}
+Sizes usual_sizes(const Joined& reference, int64_t heads) {
+  double sum = 0;
+  for (const auto& [position, row] : reference.rows) sum += std::pow(norm(row), 2);
+  const double row = std::sqrt(sum / static_cast<double>(std::max<size_t>(1, reference.rows.size())));
+  return {row, row / std::sqrt(static_cast<double>(std::max<int64_t>(1, heads)))};
+}
+double relative(std::span<const float> got, std::span<const float> truth, double usual) {
+  return distance(got, truth) / std::max({norm(truth), 0.1 * usual, 1e-30});
+}
+
+double Comparison::floor_of(const TraceEvent& event) const {
+  // An error of a row is that of sums over as many columns as the row has, kept or not.
+  int64_t width = static_cast<int64_t>(event.values.size()) / event.shape[0];
+  if (event.width > 0) width = width / event.shape[event.shape.rank() - 1] * event.width;
+  return floor_.at(event.step > 0, event.name(), width);
+}
+
+bool Comparison::excluded(int row, int64_t position) const {
+  const auto from = excluded_.find(row);
+  return from != excluded_.end() && position >= from->second;
+}
+
+SiteScore Comparison::score(const Joined& subject, const Joined& reference) const {
+  const TraceEvent& event = *reference.event;
+  SiteScore result{event.step, event.row, event.layer, event.site, 0, 0, 0, 0, -1, {}, {}, {}};
+  const int64_t heads = heads_of(event);
+  const auto width = static_cast<int64_t>(event.values.size()) / event.shape[0];
+  result.floor = floor_of(event);
+  result.heads.assign(static_cast<size_t>(heads), 0.0);
+  const Sizes usual = usual_sizes(reference, heads);
+  for (const auto& [position, row] : reference.rows) {
+    const auto mine = subject.rows.find(position);
+    if (mine == subject.rows.end() || mine->second.size() != row.size() || excluded(event.row, position))
+      continue;
+    const double error = relative(mine->second, row, usual.row);
+    if (error > result.error || result.error == 0) {
+      result.error = error;
+      result.token = position;
+    }
+    if (error > kBand * result.floor && result.first_bad < 0) result.first_bad = position;
+    for (int64_t h = 0; h < heads; ++h) {
+      const auto part = static_cast<size_t>(width / heads);
+      const auto begin = static_cast<size_t>(h) * part;
+      double& worst = result.heads[static_cast<size_t>(h)];
+      worst =
+          std::max(worst, relative(mine->second.subspan(begin, part), row.subspan(begin, part), usual.head) /
+                              result.floor);
+    }
+  }
+  result.score = result.error / result.floor;
+  for (size_t h = 0; h < result.heads.size(); ++h) {
+    if (result.heads[h] > kBand) result.bad_heads.push_back(static_cast<int>(h));
+  }
+  if (result.score > kBand) result.finding = explain_layout(subject, reference, usual, kBand * result.floor);
+  return result;
+}
+
+HeadGrid Comparison::grid(const Joined& subject, const Joined& reference) const {
+  HeadGrid grid;
+  const int64_t heads = std::max<int64_t>(1, heads_of(*reference.event));
+  const Sizes usual = usual_sizes(reference, heads);
+  for (const auto& [position, row] : reference.rows) {
+    const auto mine = subject.rows.find(position);
+    if (mine == subject.rows.end() || mine->second.size() != row.size()) continue;
+    grid.positions.push_back(position);
+    std::vector<double>& scores = grid.scores.emplace_back();
+    const size_t part = row.size() / static_cast<size_t>(heads);
+    for (size_t begin = 0; begin < row.size(); begin += part) {
+      scores.push_back(relative(mine->second.subspan(begin, part), row.subspan(begin, part), usual.head) /
+                       floor_of(*reference.event));
+    }
+  }
+  return grid;
+}
+
+void Comparison::leave_out_ties(const Joined& subject, const Joined& weights, const Joined& logits) {
+  const TraceEvent& event = *weights.event;
+  const double floor = floor_of(*logits.event);
+  for (const auto& [position, row] : weights.rows) {
+    const auto mine = subject.rows.find(position);
+    const auto scores = logits.rows.find(position);
+    if (mine == subject.rows.end() || scores == logits.rows.end() || mine->second.size() != row.size())
+      continue;
+    bool same = true;
+    float least = std::numeric_limits<float>::infinity(), most = -least;
+    for (size_t e = 0; e < row.size(); ++e) {
+      same = same && (row[e] != 0) == (mine->second[e] != 0);
+      if (row[e] != 0) least = std::min(least, scores->second[e]);
+      if (row[e] == 0) most = std::max(most, scores->second[e]);
+    }
+    if (same || (least - most) > kBand * floor * norm(scores->second)) continue;
+    report_.notes.push_back(
+        fmt::format("tie: {}, position {}, experts chosen by a margin of {:.2g}; left out from there",
+                    event.name(), position, least - most));
+    const auto [known, is_new] = excluded_.emplace(event.row, position);
+    if (!is_new) known->second = std::min(known->second, position);
+  }
+}
+
+void Comparison::note_argmax(const Joined& subject, const Joined& reference) {
+  if (reference.event->width != 0 || subject.event->width != 0) return;
+  for (const auto& [position, row] : reference.rows) {
+    const auto mine = subject.rows.find(position);
+    if (mine == subject.rows.end() || mine->second.size() != row.size()) continue;
+    const auto theirs = std::ranges::max_element(row) - row.begin();
+    const auto ours = std::ranges::max_element(mine->second) - mine->second.begin();
+    if (ours == theirs) continue;
+    const double margin = row[static_cast<size_t>(theirs)] - row[static_cast<size_t>(ours)];
+    report_.notes.push_back(
+        fmt::format("step {}, sequence {}: the likeliest token flips from {} to {} (margin {:.3g}{})",
+                    reference.event->step, reference.event->row, theirs, ours, margin,
+                    margin <= kBand * floor_of(*reference.event) * norm(row) ? ", a tie" : ""));
+    return;
+  }
+}
+
+void conclude(DiffReport& report) {
+  for (const SiteScore& each : report.scores) {
+    if (each.score <= kBand) continue;
+    if (!report.first) {
+      report.first = each;
+    } else {
+      ++report.inherited;
+    }
+  }
+  const bool covered = report.unmatched.empty() && report.compared == report.expected && report.compared > 0;
+  if (!report.first) {
+    report.verdict = covered ? Verdict::within : Verdict::inconclusive;
+    report.reason =
+        covered ? "every site is within the floor" : "no difference, but not every site could be compared";
+    return;
+  }
+  report.verdict = Verdict::divergent;
+  const SiteScore& first = *report.first;
+  report.reason =
+      fmt::format("{} step {}, sequence {}, {}, position {}", first.step == 0 ? "prefill," : "decode,",
+                  first.step, first.row, first.name(), first.first_bad);
+}
+
+}  // namespace lockstep

@@ -1,0 +1,78 @@
+// One site of one pass, compared: rows joined by position, errors divided by the noise floor.
+#pragma once
+
+#include <limits>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "lockstep/divergence.h"
+
+namespace lockstep {
+
+/// step, layer (sites after the layers come last), place among the sites, name, sequence: causal order.
+using Place = std::tuple<int, int, int, std::string, int>;
+Place place_of(int step, int layer, const std::string& site, int row);
+
+/// All rows of one site in one pass: chunks joined by position.
+struct Joined {
+  const TraceEvent* event = nullptr;  // the first of them
+  std::map<int64_t, std::span<const float>> rows;
+  std::vector<std::shared_ptr<const std::vector<float>>>
+      reduced;  // what rows point to, where they were reduced
+};
+/// Rows kept whole are reduced to `storage`, so that they can be compared with those of a trace that was.
+std::map<Place, Joined> join(const Trace& trace, const TraceStorage& storage = {});
+
+/// Of the heads or experts of a site; 0: it has none.
+int64_t heads_of(const TraceEvent& event);
+
+double norm(std::span<const float> x);
+
+/// Sizes by which errors are divided: those of the row, but no less than a tenth of what is usual at the
+/// site.
+struct Sizes {
+  double row = 0;   // usual norm of a row
+  double head = 0;  // usual norm of a head's part
+};
+Sizes usual_sizes(const Joined& reference, int64_t heads);
+/// |got - truth| / max(|truth|, usual / 10), L2.
+double relative(std::span<const float> got, std::span<const float> truth, double usual);
+
+/// Scores sites against the floor, leaving out rows whose experts were chosen by less than it.
+class Comparison {
+ public:
+  Comparison(const Floor& floor, DiffReport& report) : floor_(floor), report_(report) {}
+
+  SiteScore score(const Joined& subject, const Joined& reference) const;
+  /// Scores of each row and head, for a picture.
+  HeadGrid grid(const Joined& subject, const Joined& reference) const;
+  /// A token whose experts were chosen by less than the floor is a tie: it and what follows are left out.
+  void leave_out_ties(const Joined& subject, const Joined& weights, const Joined& logits);
+  /// Notes where the likeliest token differs, and whether it is a tie.
+  void note_argmax(const Joined& subject, const Joined& reference);
+
+ private:
+  double floor_of(const TraceEvent& event) const;
+  bool excluded(int row, int64_t position) const;
+
+  const Floor& floor_;
+  DiffReport& report_;
+  std::map<int, int64_t> excluded_;
+};
+
+/// Sets verdict, reason and the first error from the scores.
+void conclude(DiffReport& report);
+
+/// What the error at the first wrong site looks like, the likeliest cause first, each with its observation.
+std::vector<std::string> hints(const SiteScore& first, const Joined& subject, const Joined& reference);
+
+/// Why two traces are not of the same computation; empty: they are.
+std::string same_inputs(const Trace& subject, const Trace& reference);
+/// What is wrong with a trace by itself; empty: nothing.
+std::string self_check(const Trace& trace);
+
+}  // namespace lockstep
