@@ -1,8 +1,8 @@
 """The noise floor of a model: how far variants of the reference are from it, site by site.
 
 Truth is the reference in f64. Variants: f32, and f32 with every input of the model perturbed by half a unit in the last
-place; for the declared policies also K and V rounded to f16, and the inputs of products rounded to 16-bit fixed point or
-to 8 bits. The distance is the relative L2 error of a row; the floor is the largest over rows, steps and variants.
+place; for the declared policies also K and V rounded to f16, and the inputs of products rounded to 16-bit fixed point, to
+bf16 or to 8 bits. The distance is the relative L2 error of a row; the floor is the largest over rows, steps and variants.
 """
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ import torch
 from .transformers_engine import in_f64, run
 
 POLICIES = {f"{precision}/{kv}": (None if precision == "f32" else precision, kv == "f16")
-            for precision in ("f32", "exact", "q8") for kv in ("f32", "f16")}
+            for precision in ("f32", "exact", "bf16", "q8") for kv in ("f32", "f16")}
 
 
 def collect(model, taps, prompt, fed, wanted):

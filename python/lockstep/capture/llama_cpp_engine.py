@@ -1,7 +1,7 @@
 """Taps for llama.cpp: the evaluation callback of llama-cpp-python shows every node of its graph after it was computed.
 
-llama.cpp computes on the weights as stored: the inputs of a product with a quantised matrix are rounded to 8 bits, K and
-V are kept in f16. The manifest declares that policy.
+llama.cpp computes on the weights as stored: the inputs of a product with a quantised matrix are rounded to 8 bits, those of
+one with a 16-bit matrix to 16 bits; K and V are kept in f16. The manifest declares that policy.
 """
 import ctypes
 import importlib.metadata
@@ -11,13 +11,15 @@ from pathlib import Path
 
 import llama_cpp
 import numpy as np
+from gguf import GGUFReader
 from llama_cpp import llama_cpp as api
 
 SUPPORTED = ("llama", "qwen2", "qwen3")    # the names of GGUF; llama is also mistral and mixtral
 F32, F16, I32 = 0, 1, 26                   # enum ggml_type
+ERROR = 4                                  # enum ggml_log_level
 DTYPES = {F32: np.float32, F16: np.float16, I32: np.int32}
 # name of the node in the graph -> site, where its value is the site's as it is
-PLAIN = {"attn_norm": "attn_norm", "attn_out": "o_proj", "ffn_inp": "attn_resid", "ffn_norm": "ffn_norm", "ffn_gate": "gate",
+PLAIN = {"attn_norm": "attn_norm", "ffn_inp": "attn_resid", "ffn_norm": "ffn_norm", "ffn_gate": "gate",
          "ffn_up": "up", "ffn_swiglu": "act", "ffn_out": "down", "ffn_moe_logits": "router_logits", "ffn_moe_out": "moe_out",
          "l_out": "ffn_resid"}
 EXPERTS = {"ffn_moe_gate": "expert_gate", "ffn_moe_up": "expert_up", "ffn_moe_swiglu": "expert_act",
@@ -55,7 +57,7 @@ class Taps:
         self.experts = int(meta(model, f"{self.architecture}.expert_count") or 0)
         self.callback = api.ggml_backend_sched_eval_callback(self.seen)
         self.first, self.rows = 0, 0     # position of the first row of this call, and how many
-        self.values, self.chosen, self.error = {}, {}, None
+        self.values, self.chosen, self.attended, self.error = {}, {}, None, None
 
     def seen(self, address, ask, _):
         """Asked with `ask` whether the node is of interest, then called with its value."""
@@ -64,10 +66,14 @@ class Taps:
         known = layer.isdigit() and (base in PLAIN or base in EXPERTS or base in HEADS or base in (
             "Qcur_normed", "Kcur_normed", "kq", "kq_soft_max", "kqv_out", "cache_k (view)", "cache_v (view)", "ffn_moe_topk",
             "ffn_moe_weights", "ffn_moe_weights_norm"))
+        projects = self.attended is not None and self.ggml.ggml_op_desc(address) == b"MUL_MAT"    # not named in every model
         if ask or self.error:
-            return known or name in OUTSIDE
+            return known or projects or name in OUTSIDE
         try:
-            if name in OUTSIDE:
+            if projects:
+                self.values[self.attended, "o_proj"] = self.read(address)
+                self.attended = None
+            elif name in OUTSIDE:
                 self.values[None, OUTSIDE[name]] = self.read(address)
             elif known:
                 self.tap(base, int(layer), self.ggml.ggml_op_desc(address).decode(), address)
@@ -79,32 +85,33 @@ class Taps:
         put = lambda site, x: self.values.__setitem__((layer, site), x)
         if base in HEADS:
             rotated = op == "ROPE"
-            if rotated or op != "ROPE" and (layer, HEADS[base] + "_rope") not in self.values:
-                x = self.read(address).reshape(self.rows, -1, self.head_dim)
+            if rotated or (layer, HEADS[base] + "_rope") not in self.values:
+                x = self.read(address, 4).reshape(self.rows, -1, self.head_dim)
                 put(HEADS[base] + ("_rope" if rotated else "_proj"), x if base == "Vcur" else self.unpermuted(x))
         elif base.endswith("_normed"):
-            put(HEADS[base[:4]] + "_norm", self.unpermuted(self.read(address).reshape(self.rows, -1, self.head_dim)))
+            put(HEADS[base[:4]] + "_norm", self.unpermuted(self.read(address, 4).reshape(self.rows, -1, self.head_dim)))
         elif base.startswith("cache_"):
             if op != "VIEW":
                 return
-            x = self.read(address)        # K: [cells, Hkv, D], V: [D, Hkv, cells]
+            x = self.read(address, 3)     # K: [cells, Hkv, D], V: [D, Hkv, cells]
             x = x if base[6] == "k" else x.transpose(2, 1, 0)
             x = x[self.first:self.first + self.rows].astype(np.float32)
             put(base[6] + "_cache", self.unpermuted(x) if base[6] == "k" else x)
         elif base in ("kq", "kq_soft_max"):
-            x = self.read(address)[:, :, :self.first + self.rows].transpose(1, 0, 2)    # [T, H, K]
+            x = self.read(address, 3)[:, :, :self.first + self.rows].transpose(1, 0, 2)    # [T, H, K]
             if base == "kq":
                 future = np.arange(x.shape[2])[None, :] > self.first + np.arange(self.rows)[:, None]
                 x = np.where(future[:, None, :], 0, x * np.float32(self.scaling))
             put("scores" if base == "kq" else "probs", x)
         elif base == "kqv_out":
+            self.attended = layer    # its first product is the output projection
             put("attn_ctx", self.read(address).reshape(self.rows, -1, self.head_dim))
         elif base == "ffn_moe_topk":
             self.chosen[layer] = self.read(address)    # [T, used]
         elif base in ("ffn_moe_weights", "ffn_moe_weights_norm"):
-            put("router_weights", self.spread(layer, self.read(address).reshape(self.rows, -1, 1))[:, :, 0])
+            put("router_weights", self.spread(layer, self.read(address, 4).reshape(self.rows, -1, 1))[:, :, 0])
         elif base in EXPERTS:
-            put(EXPERTS[base], self.spread(layer, self.read(address)))
+            put(EXPERTS[base], self.spread(layer, self.read(address, 3)))
         else:
             put(PLAIN[base], self.read(address))
 
@@ -120,8 +127,8 @@ class Taps:
             return x
         return np.concatenate([x[..., 0::2], x[..., 1::2]], -1)
 
-    def read(self, address):
-        """A copy of a tensor: its axes outermost first, without leading ones of size 1."""
+    def read(self, address, axes=2):
+        """A copy of a tensor's innermost `axes`, outermost first; the others are of size 1."""
         t = Tensor.from_address(address)
         if t.type not in DTYPES:
             raise TypeError(f"a node of ggml type {t.type}")
@@ -129,9 +136,7 @@ class Taps:
         shape, strides = tuple(t.ne)[::-1], tuple(t.nb)[::-1]
         raw = (ctypes.c_char * size).from_address(data)
         x = np.ndarray(shape, DTYPES[t.type], raw, strides=strides)
-        while x.ndim > 2 and x.shape[0] == 1:
-            x = x[0]
-        return np.array(x)
+        return np.array(x.reshape(x.shape[x.ndim - axes:]))
 
 
 def meta(model, key):
@@ -144,19 +149,25 @@ def load(path):
     if path.suffix != ".gguf":
         sys.exit(f"{path}: llama.cpp reads .gguf files")
     api.llama_backend_init()
-    quiet = api.llama_log_callback(lambda level, text, _: None)
-    api.llama_log_set(quiet, None)
+    errors = []
+    log = api.llama_log_callback(lambda level, text, _: level == ERROR and errors.append(text.decode(errors="replace")))
+    api.llama_log_set(log, None)
     parameters = api.llama_model_default_params()
     parameters.n_gpu_layers = 0
-    parameters.use_extra_bufts = False    # weights where the callback can find them
+    parameters.use_extra_bufts = False    # weights as stored, not repacked
+    vocab = (api.llama_model_kv_override * 2)()
+    if "tokenizer.ggml.model" not in GGUFReader(path).fields:
+        vocab[0].tag, vocab[0].key = api.LLAMA_KV_OVERRIDE_TYPE_STR, b"tokenizer.ggml.model"
+        vocab[0].value.val_str = b"no_vocab"
+        parameters.kv_overrides = vocab
     model = api.llama_model_load_from_file(str(path).encode(), parameters)
     if not model:
-        sys.exit(f"{path}: llama.cpp cannot load it")
+        sys.exit(f"{path}: llama.cpp cannot load it: " + "".join(errors[:1]).strip())
     architecture = meta(model, "general.architecture")
     if architecture not in SUPPORTED:
         sys.exit(f"{path}: no taps for {architecture}; there are some for {', '.join(SUPPORTED)}")
     taps = Taps(model)
-    taps.quiet = quiet    # kept alive
+    taps.log = log    # kept alive
     return model, taps
 
 
@@ -200,14 +211,11 @@ def run(model, taps, prompt, steps, sink):
 
 
 def facts(path, model, taps):
-    from gguf import GGMLQuantizationType, GGUFReader
-
     from .trace import checksums
-    reader = GGUFReader(path)
-    exact = {GGMLQuantizationType.F32}
-    rounds = any(t.tensor_type not in exact for t in reader.tensors if len(t.shape) > 1)
+    kinds = {t.tensor_type.name for t in GGUFReader(path).tensors if len(t.shape) > 1} - {"F32"}
+    precision = "q8" if kinds - {"F16", "BF16"} else "bf16" if kinds else "f32"
     return {"engine": {"name": "llama.cpp", "llama-cpp-python": importlib.metadata.version("llama-cpp-python"),
                        "version": importlib.metadata.version("llama-cpp-python")},
-            "policy": {"precision": "q8" if rounds else "f32", "kv_type": "f16"},
+            "policy": {"precision": precision, "kv_type": "f16"},
             "model": {"architecture": taps.architecture, "layers": taps.layers, "config": {},
                       "weights_sha256": checksums([Path(path)])}}

@@ -106,9 +106,11 @@ class Taps:
         module.apply_rotary_pos_emb = rotate
 
     def rounded(self, x):
-        """The input of a product as a policy rounds it: per block of 32 to 8 bits, or to 16-bit fixed point."""
+        """The input of a product as a policy rounds it: per block of 32 to 8 bits or to 16-bit fixed point, or to bf16."""
         if self.round_linear is None:
             return x
+        if self.round_linear == "bf16":
+            return x.to(torch.bfloat16).to(x.dtype)
         padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % 32))
         blocks = padded.reshape(*padded.shape[:-1], -1, 32)
         scale = blocks.abs().amax(-1, keepdim=True) / {"q8": 127, "exact": 32639}[self.round_linear]

@@ -3,11 +3,13 @@
 Quantised weights are dequantised first, so that quantisation is not mistaken for a fault.
 """
 import json
+import sys
 from pathlib import Path
 
+import gguf
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, MixtralConfig
 
 ARGUMENTS = dict(dtype=torch.float32, attn_implementation="eager")
 
@@ -16,7 +18,7 @@ def load(path):
     """-> the model, in eval mode, its experts computed one by one"""
     path = Path(path)
     if path.suffix == ".gguf":
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **ARGUMENTS)
+        model = from_gguf(path)
     elif is_mlx(path):
         model = from_mlx(path)
     else:
@@ -30,6 +32,54 @@ def load(path):
 def files(path):
     path = Path(path)
     return [path] if path.suffix == ".gguf" else sorted(path.glob("model*.safetensors"))
+
+
+def from_gguf(path):
+    """By transformers, but for experts under the name llama, which it would leave at random."""
+    reader = gguf.GGUFReader(path)
+    if "llama.expert_count" in reader.fields:
+        return mixtral_from_gguf(path, reader)
+    model, loading = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, output_loading_info=True, **ARGUMENTS)
+    if loading["missing_keys"]:
+        sys.exit(f"{path}: transformers finds no weights for {', '.join(sorted(loading['missing_keys'])[:3])}")
+    return model
+
+
+def mixtral_from_gguf(path, reader):
+    fact = lambda key, usual=None: reader.fields[key].contents() if key in reader.fields else usual
+    of = lambda key, usual=None: fact("llama." + key, usual)
+    if of("rope.scaling.type", "none") != "none" or fact("split.count", 1) != 1:
+        sys.exit(f"{path}: no way to capture a mixture of experts with scaled RoPE or in several files; use its Hugging Face folder")
+    stored = {t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in reader.tensors}
+    heads, kv_heads = of("attention.head_count"), of("attention.head_count_kv")
+    layers, experts, hidden = of("block_count"), of("expert_count"), of("embedding_length")
+    config = MixtralConfig(
+        vocab_size=len(stored["token_embd.weight"]), hidden_size=hidden, intermediate_size=of("feed_forward_length"),
+        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
+        head_dim=of("attention.key_length", hidden // heads), rms_norm_eps=of("attention.layer_norm_rms_epsilon"),
+        max_position_embeddings=of("context_length"), num_local_experts=experts, num_experts_per_tok=of("expert_used_count"),
+        sliding_window=None, rope_parameters={"rope_type": "default", "rope_theta": of("rope.freq_base", 10000.0)})
+
+    def halves(x, heads):    # rows of neighbours, as RoPE of GGUF wants them, back to two halves
+        return x.reshape(heads, -1, 2, x.shape[-1]).swapaxes(1, 2).reshape(x.shape)
+
+    def of_experts(layer, part):
+        whole = stored.get(f"blk.{layer}.ffn_{part}_exps.weight")
+        return whole if whole is not None else np.stack([stored[f"blk.{layer}.ffn_{part}.{e}.weight"] for e in range(experts)])
+
+    out = {"model.embed_tokens.weight": stored["token_embd.weight"], "model.norm.weight": stored["output_norm.weight"],
+           "lm_head.weight": stored.get("output.weight", stored["token_embd.weight"])}
+    for n in range(layers):
+        own = lambda name: stored[f"blk.{n}.{name}.weight"]
+        out |= {f"model.layers.{n}.{name}": x for name, x in {
+            "input_layernorm.weight": own("attn_norm"), "post_attention_layernorm.weight": own("ffn_norm"),
+            "self_attn.q_proj.weight": halves(own("attn_q"), heads), "self_attn.k_proj.weight": halves(own("attn_k"), kv_heads),
+            "self_attn.v_proj.weight": own("attn_v"), "self_attn.o_proj.weight": own("attn_output"),
+            "mlp.gate.weight": own("ffn_gate_inp"), "mlp.experts.down_proj": of_experts(n, "down"),
+            "mlp.experts.gate_up_proj": np.concatenate([of_experts(n, "gate"), of_experts(n, "up")], 1)}.items()}
+    model = AutoModelForCausalLM.from_config(config, **ARGUMENTS)
+    model.load_state_dict({k: torch.from_numpy(np.array(v, np.float32)) for k, v in out.items()})
+    return model
 
 
 def is_mlx(folder):
