@@ -80,6 +80,7 @@ class Trace {
   void add(TraceEvent event, std::span<const float> values);
   /// Takes over the events of another trace.
   void take_events(Trace&& other);
+  void drop_events() { events_.clear(), storage_.clear(); }
 
  private:
   std::vector<TraceEvent> events_;
@@ -230,6 +231,12 @@ DiffReport diff(const Trace& subject, const Trace& reference, const Trace& secon
 /// `site`: only this one, "L00.q_rope"; empty: all.
 DiffReport replay(const std::filesystem::path& model, const TraceOptions& options, const Trace& reference,
                   const Floor& floor, const std::string& site = {});
+
+/// Compares ours with a reference between layers only, then the first layer where they part as fine as the
+/// reference goes. `graft`: also finds the last layer that is wrong, by halving, with the reference's
+/// residual entering ours after a layer; two different layers are two faults.
+DiffReport bisect(const std::filesystem::path& model, const TraceOptions& options, const Trace& reference,
+                  const Floor& floor, bool graft);
 
 /// One operation of a reference's trace in one safetensors file: inputs, stored weight, expected output,
 /// floor; enough to run it again anywhere. Error `invalid_argument` for a site whose inputs the trace lacks.

@@ -47,6 +47,7 @@ void declare_bench(CLI::App& app);
 void declare_trace(CLI::App& app);
 void declare_diff(CLI::App& app);
 void declare_replay(CLI::App& app);
+void declare_bisect(CLI::App& app);
 void declare_floor(CLI::App& app);
 void declare_check(CLI::App& app);
 void declare_selftest(CLI::App& app);

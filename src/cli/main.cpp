@@ -28,8 +28,8 @@ int run(int argc, char** argv) {
        {lockstep::cli::declare_generate, lockstep::cli::declare_chat, lockstep::cli::declare_tokenize,
         lockstep::cli::declare_logits, lockstep::cli::declare_perplexity, lockstep::cli::declare_inspect,
         lockstep::cli::declare_pull, lockstep::cli::declare_bench, lockstep::cli::declare_trace,
-        lockstep::cli::declare_diff, lockstep::cli::declare_replay, lockstep::cli::declare_floor,
-        lockstep::cli::declare_check, lockstep::cli::declare_selftest}) {
+        lockstep::cli::declare_diff, lockstep::cli::declare_replay, lockstep::cli::declare_bisect,
+        lockstep::cli::declare_floor, lockstep::cli::declare_check, lockstep::cli::declare_selftest}) {
     declare(app);
   }
   if (argc > 1 && argv[1][0] != '-' &&

@@ -31,8 +31,8 @@ struct TraceFlags {
 
 struct DiffFlags {
   ModelFlags model;
-  std::string subject, reference, second, floor, site, html, fault, bundle;
-  bool json = false;
+  std::string subject, reference, second, floor, policy, site, html, fault, bundle;
+  bool json = false, graft = false;
 };
 
 struct FloorFlags {
@@ -153,22 +153,39 @@ void run_diff(const DiffFlags& flags) {
   or_inconclusive([&] {
     const Trace subject = Trace::open(flags.subject);
     const Trace reference = Trace::open(flags.reference);
-    const Floor floor = floor_of(flags, subject.precision + "/" + subject.kv_type);
+    const Floor floor =
+        floor_of(flags, flags.policy.empty() ? subject.precision + "/" + subject.kv_type : flags.policy);
     finish(flags, flags.second.empty() ? diff(subject, reference, floor)
                                        : diff(subject, reference, Trace::open(flags.second), floor));
   });
 }
 
+// What replay and bisect run our model with.
+TraceOptions options_of(const DiffFlags& flags) {
+  TraceOptions options;
+  options.model.precision = parse_precision(flags.model.precision);
+  options.model.isa = flags.model.isa;
+  options.model.threads = flags.model.threads;
+  options.kv_type = parse_kv_type(flags.model.kv_type);
+  options.fault = flags.fault;
+  return options;
+}
+
+void run_bisect(const DiffFlags& flags) {
+  or_inconclusive([&] {
+    const TraceOptions options = options_of(flags);
+    const auto model = resolve_model(flags.model.model);
+    const Trace reference = Trace::open(flags.reference);
+    const Floor floor = floor_of(flags, flags.model.precision + "/" + flags.model.kv_type);
+    finish(flags, bisect(model, options, reference, floor, flags.graft));
+  });
+}
+
 void run_replay(const DiffFlags& flags) {
   or_inconclusive([&] {
-    TraceOptions options;
-    options.model.precision = parse_precision(flags.model.precision);
-    options.model.isa = flags.model.isa;
-    options.model.threads = flags.model.threads;
+    const TraceOptions options = options_of(flags);
     if (std::filesystem::is_regular_file(flags.reference))
       return finish(flags, replay_bundle(flags.reference, options.model));
-    options.kv_type = parse_kv_type(flags.model.kv_type);
-    options.fault = flags.fault;
     const std::string policy = flags.model.precision + "/" + flags.model.kv_type;
     const auto model = resolve_model(flags.model.model);
     const Trace reference = Trace::open(flags.reference);
@@ -309,6 +326,9 @@ void declare_diff(CLI::App& app) {
   verb->add_option("subject", flags->subject, "trace to be judged")->type_name("DIR")->required();
   verb->add_option("reference", flags->reference, "trace to be trusted")->type_name("DIR")->required();
   verb->add_option("--second", flags->second, "another reference: tells who stands alone")->type_name("DIR");
+  verb->add_option("--policy", flags->policy,
+                   "judge by the floor of this policy, such as f32/f32; default: what the subject declares")
+      ->type_name("PRECISION/KV");
   declare_comparison(*verb, *flags);
   verb->footer(
       "Exit status: 0 within the floor, 1 divergent, 2 cannot conclude, 3 usage.\n"
@@ -340,6 +360,26 @@ void declare_replay(CLI::App& app) {
       "  lockstep replay -m model reference --site L00.q_rope --bundle q_rope.safetensors\n"
       "  lockstep replay q_rope.safetensors");
   verb->callback([flags] { run_replay(*flags); });
+}
+
+void declare_bisect(CLI::App& app) {
+  auto flags = std::make_shared<DiffFlags>();
+  CLI::App* verb = app.add_subcommand(
+      "bisect", "Run the model against a reference: layers first, then the operations of the wrong one");
+  flags->model.precision = "f32";
+  flags->model.kv_type = "f32";
+  flags->model.declare(*verb);
+  verb->add_option("reference", flags->reference, "trace to be trusted")->type_name("DIR")->required();
+  verb->add_option("--inject", flags->fault, "compute wrongly on purpose, as for trace")->type_name("FAULT");
+  verb->add_flag(
+      "--graft", flags->graft,
+      "also find the last wrong layer, by feeding the reference's residuals: one fault or several");
+  declare_comparison(*verb, *flags);
+  verb->footer(
+      "Keeps little of a long run: what lies between layers, then one layer.\n"
+      "Exit status: 0 within the floor, 1 divergent, 2 cannot conclude, 3 usage.\n"
+      "Example:\n  lockstep bisect -m model reference --graft");
+  verb->callback([flags] { run_bisect(*flags); });
 }
 
 void declare_floor(CLI::App& app) {

@@ -45,6 +45,23 @@ void note_policies(const Floor& floor, DiffReport& report) {
   }
 }
 
+// Where the rounding that the policy declares begins to show, and its size.
+void size_declared_rounding(const Floor& floor, DiffReport& report) {
+  const std::vector<Floor> others = floor.others();
+  const auto plain = std::ranges::find(others, "f32/f32", &Floor::policy);
+  if (report.verdict != Verdict::within || plain == others.end()) return;
+  const auto first = std::ranges::find_if(report.scores, [&](const SiteScore& each) {
+    return each.error > kBand * plain->at(each.step > 0, each.name(), 1);
+  });
+  if (first == report.scores.end()) return;
+  const bool decode = first->step > 0;
+  report.notes.push_back(fmt::format(
+      "rounding declared as {} ({}) shows first in {}: error {:.3g} = {:.3g} x the floor of f32/f32, {:.2g} "
+      "x its own",
+      floor.policy(), policy_summary(floor.policy()), first->name(), first->error,
+      first->error / plain->at(decode, first->name(), 1), first->error / floor.at(decode, first->name(), 1)));
+}
+
 DiffReport compare(const Trace& subject, const Trace& reference, const Floor& floor) {
   DiffReport report;
   report.verdict = Verdict::inconclusive;
@@ -93,6 +110,7 @@ DiffReport compare(const Trace& subject, const Trace& reference, const Floor& fl
     report.hints = hints(first, ours.at(place), theirs.at(place));
     note_policies(floor, report);
   }
+  size_declared_rounding(floor, report);
   check_inheritance(report);
   return report;
 }
