@@ -34,6 +34,7 @@ TraceStorage parse_storage(const std::string& text, uint64_t seed);
 /// One tensor of a trace: what a site held for some rows of one sequence in one pass.
 struct TraceEvent {
   int step = 0;  ///< 0: prefill; n: the n-th decode step
+  int chunk = 0;  ///< of the prefill
   int row = 0;   ///< sequence of the batch
   int layer = kNoLayer;
   std::string site;
@@ -104,6 +105,7 @@ Fault find_fault(const std::string& name);
 struct TraceOptions {
   std::vector<Trace::Sequence> sequences;  ///< `fed` empty: greedy tokens
   int64_t steps = 0;                       ///< decode steps, where nothing is fed
+  int64_t chunk = 0;                       ///< most rows of a sequence in one pass of prefill; 0: all
   int level = 2;
   TraceStorage storage;                       ///< of what is written to disk
   std::optional<std::pair<int, int>> layers;  ///< only the sites of these, first and last

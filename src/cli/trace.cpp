@@ -23,7 +23,7 @@ constexpr int kInconclusive = 2;
 struct TraceFlags {
   ModelFlags model;
   std::optional<std::string> prompt, ids, ids_file, follow;
-  int64_t steps = 0;
+  int64_t steps = 0, chunk = 0;
   std::optional<int> level;
   std::string fault, out, validate, store = "full", layers;
   uint64_t seed = 0;
@@ -94,6 +94,7 @@ void run_trace(const TraceFlags& flags) {
   options.model.threads = flags.model.threads;
   options.kv_type = parse_kv_type(flags.model.kv_type);
   options.steps = flags.steps;
+  options.chunk = flags.chunk;
   options.level = flags.level.value_or(2);
   options.fault = flags.fault;
   options.storage = parse_storage(flags.store, flags.seed);
@@ -296,6 +297,9 @@ void declare_trace(CLI::App& app) {
       ->type_name("DIR");
   verb->add_option("--steps", flags->steps, "decode steps after the prompt")
       ->check(in_range(int64_t{0}, int64_t{1} << 20));
+  verb->add_option("--chunk", flags->chunk, "tokens of a sequence in one pass of prefill; 0: all")
+      ->check(in_range(int64_t{0}, int64_t{1} << 20))
+      ->capture_default_str();
   verb->add_option("--level", flags->level,
                    "0: logits, 1: layers, 2: every operation, 3: scores and experts too; "
                    "default: 2, or that of --follow")

@@ -9,8 +9,6 @@
 namespace lockstep {
 namespace {
 
-const std::set<std::string> kBoundaries{"embed", "attn_resid", "ffn_resid", "final_norm", "logits"};
-
 template <typename Wanted>
 Trace only(const Trace& whole, Wanted wanted) {
   Trace part = whole;
@@ -56,9 +54,10 @@ DiffReport bisect(const std::filesystem::path& path, const TraceOptions& options
   TraceOptions coarse = options;
   coarse.sequences = reference.sequences;
   coarse.level = 1;
-  const Trace boundaries =
-      only(reference, [](const TraceEvent& event) { return kBoundaries.contains(event.site); });
-  DiffReport report = diff(record_trace(path, coarse), boundaries, floor);
+  const Trace ours = record_trace(path, coarse);
+  const std::set<std::string> between(ours.sites.begin(), ours.sites.end());
+  DiffReport report = diff(
+      ours, only(reference, [&](const TraceEvent& event) { return between.contains(event.site); }), floor);
   const std::string all = fmt::format("{} of {} sites compared first: those between layers", report.compared,
                                       join(reference).size());
   if (report.verdict != Verdict::divergent || report.first->layer == kNoLayer) {

@@ -51,6 +51,24 @@ std::string explain_layout(const Joined& subject, const Joined& reference, const
   return {};
 }
 
+// Rows over keys end with their pass: those of earlier chunks are filled up to the longest, with the zeros of
+// what is not seen.
+void fill_up_keys(Joined& joined) {
+  const int64_t heads = joined.event->shape[1];
+  size_t longest = 0;
+  for (const auto& [position, row] : joined.rows) longest = std::max(longest, row.size());
+  for (auto& [position, row] : joined.rows) {
+    if (row.size() == longest) continue;
+    const size_t keys = row.size() / static_cast<size_t>(heads);
+    std::vector<float> filled(longest);
+    for (size_t h = 0; h < static_cast<size_t>(heads); ++h)
+      std::ranges::copy(row.subspan(h * keys, keys),
+                        filled.begin() + static_cast<int64_t>(h * longest) / heads);
+    joined.reduced.push_back(std::make_shared<const std::vector<float>>(std::move(filled)));
+    row = *joined.reduced.back();
+  }
+}
+
 }  // namespace
 
 std::string SiteScore::name() const {
@@ -80,7 +98,16 @@ std::map<Place, Joined> join(const Trace& trace, const TraceStorage& storage) {
       joined.rows[event.first_position + t] = values.subspan(static_cast<size_t>(t) * width, width);
     }
   }
+  for (auto& [place, joined] : all) {
+    if (joined.event->axes == "T H K") fill_up_keys(joined);
+  }
   return all;
+}
+
+bool same_rows(const Joined& one, const Joined& other) {
+  return std::ranges::equal(one.rows, other.rows, [](const auto& a, const auto& b) {
+    return a.first == b.first && a.second.size() == b.second.size();
+  });
 }
 
 int64_t heads_of(const TraceEvent& event) { return event.shape.rank() == 3 ? event.shape[1] : 0; }
@@ -116,14 +143,12 @@ SiteScore Comparison::score(const Joined& subject, const Joined& reference) cons
   const TraceEvent& event = *reference.event;
   SiteScore result{event.step, event.row, event.layer, event.site, 0, 0, 0, 0, -1, {}, {}, {}};
   const int64_t heads = heads_of(event);
-  const auto width = static_cast<int64_t>(event.values.size()) / event.shape[0];
   result.floor = floor_of(event);
   result.heads.assign(static_cast<size_t>(heads), 0.0);
   const Sizes usual = usual_sizes(reference, heads);
   for (const auto& [position, row] : reference.rows) {
     const auto mine = subject.rows.find(position);
-    if (mine == subject.rows.end() || mine->second.size() != row.size() || excluded(event.row, position))
-      continue;
+    if (excluded(event.row, position)) continue;
     const double error = relative(mine->second, row, usual.row);
     if (error > result.error || result.error == 0) {
       result.error = error;
@@ -131,7 +156,7 @@ SiteScore Comparison::score(const Joined& subject, const Joined& reference) cons
     }
     if (error > kBand * result.floor && result.first_bad < 0) result.first_bad = position;
     for (int64_t h = 0; h < heads; ++h) {
-      const auto part = static_cast<size_t>(width / heads);
+      const size_t part = row.size() / static_cast<size_t>(heads);
       const auto begin = static_cast<size_t>(h) * part;
       double& worst = result.heads[static_cast<size_t>(h)];
       worst =

@@ -22,10 +22,13 @@ struct Joined {
   const TraceEvent* event = nullptr;  // the first of them
   std::map<int64_t, std::span<const float>> rows;
   std::vector<std::shared_ptr<const std::vector<float>>>
-      reduced;  // what rows point to, where they were reduced
+      reduced;  // what rows point to, where they were reduced or filled up
 };
 /// Rows kept whole are reduced to `storage`, so that they can be compared with those of a trace that was.
 std::map<Place, Joined> join(const Trace& trace, const TraceStorage& storage = {});
+
+/// Whether both have the same positions, and rows of the same width.
+bool same_rows(const Joined& one, const Joined& other);
 
 /// Of the heads or experts of a site; 0: it has none.
 int64_t heads_of(const TraceEvent& event);
@@ -47,6 +50,7 @@ class Comparison {
  public:
   Comparison(const Floor& floor, DiffReport& report) : floor_(floor), report_(report) {}
 
+  /// Both must have the same rows.
   SiteScore score(const Joined& subject, const Joined& reference) const;
   /// Scores of each row and head, for a picture.
   HeadGrid grid(const Joined& subject, const Joined& reference) const;

@@ -84,10 +84,11 @@ DiffReport compare(const Trace& subject, const Trace& reference, const Floor& fl
       unmatched(place, joined, "only in " + reference.engine);
       continue;
     }
-    if (mine->second.rows.size() != joined.rows.size() ||
-        mine->second.rows.begin()->second.size() != joined.rows.begin()->second.size()) {
+    if (!same_rows(mine->second, joined)) {
       unmatched(place, joined,
-                fmt::format("shapes {} and {}", mine->second.event->shape.str(), joined.event->shape.str()));
+                fmt::format("rows of {} from position {} and of {} from position {}",
+                            mine->second.event->shape.str(), mine->second.rows.begin()->first,
+                            joined.event->shape.str(), joined.rows.begin()->first));
       continue;
     }
     ++report.compared;

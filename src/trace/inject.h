@@ -27,6 +27,7 @@ struct ModelFacts {
 /// The rows of the pass that is running.
 struct PassRows {
   int step = 0;
+  int chunk = 0;                   // of the prefill
   std::vector<int32_t> positions;  // [T]
   std::vector<int> sequences;      // [T]
 };

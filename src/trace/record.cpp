@@ -93,6 +93,7 @@ class Recorder : public Observer {
         ++end;
       TraceEvent event;
       event.step = rows_.step;
+      event.chunk = rows_.chunk;
       event.row = rows_.sequences[static_cast<size_t>(begin)];
       event.layer = layer;
       event.site = std::string(site_name(site));
@@ -140,7 +141,6 @@ std::vector<Trace::Sequence> run_passes(const std::shared_ptr<const Model>& mode
                                         const TraceOptions& options, PassRows& rows, Taps& taps) {
   std::vector<Trace::Sequence> done;
   std::vector<Session> sessions;
-  std::vector<Session*> pointers;
   SessionOptions session;
   session.kv_type = options.kv_type;
   int64_t steps = options.steps;
@@ -149,20 +149,34 @@ std::vector<Trace::Sequence> run_passes(const std::shared_ptr<const Model>& mode
     done.push_back({sequence.ids, {}});
     if (!sequence.fed.empty()) steps = static_cast<int64_t>(sequence.fed.size());
   }
-  for (Session& each : sessions) pointers.push_back(&each);
   std::vector<std::vector<int32_t>> next;
   for (const Trace::Sequence& sequence : options.sequences) next.push_back(sequence.ids);
-  for (int64_t step = 0; step <= steps; ++step) {
-    rows = {static_cast<int>(step), {}, {}};
+  std::vector<Tensor> logits(next.size());  // of the last pass of each
+  // One pass over up to `most` rows of each sequence, from row `begin` of what it is given.
+  const auto pass = [&](int64_t step, size_t begin, size_t most) {
+    rows = {static_cast<int>(step), static_cast<int>(begin / most), {}, {}};
     std::vector<std::span<const int32_t>> parts;
+    std::vector<Session*> pointers;
+    std::vector<size_t> taking;
     for (size_t s = 0; s < next.size(); ++s) {
-      parts.emplace_back(next[s]);
-      for (size_t i = 0; i < next[s].size(); ++i) {
+      if (begin >= next[s].size()) continue;
+      parts.push_back(
+          std::span<const int32_t>(next[s]).subspan(begin, std::min(most, next[s].size() - begin)));
+      pointers.push_back(&sessions[s]);
+      taking.push_back(s);
+      for (size_t i = 0; i < parts.back().size(); ++i) {
         rows.positions.push_back(static_cast<int32_t>(sessions[s].length() + static_cast<int64_t>(i)));
         rows.sequences.push_back(static_cast<int>(s));
       }
     }
-    const std::vector<Tensor> logits = append_together(pointers, parts, taps);
+    std::vector<Tensor> made = append_together(pointers, parts, taps);
+    for (size_t i = 0; i < made.size(); ++i) logits[taking[i]] = std::move(made[i]);
+  };
+  for (int64_t step = 0; step <= steps; ++step) {
+    size_t longest = 0;
+    for (const auto& ids : next) longest = std::max(longest, ids.size());
+    const size_t most = options.chunk > 0 ? static_cast<size_t>(options.chunk) : longest;
+    for (size_t begin = 0; begin < longest; begin += most) pass(step, begin, most);
     if (step == steps) break;
     for (size_t s = 0; s < next.size(); ++s) {
       const Tensor& mine = logits[s];

@@ -25,7 +25,7 @@ DiffReport replay(const std::filesystem::path& path, const TraceOptions& options
     if (!site.empty() && joined.event->name() != site) continue;
     ++report.expected;
     const auto found = mine.find(place);
-    if (found == mine.end()) {
+    if (found == mine.end() || !same_rows(found->second, joined)) {
       report.unmatched.push_back(
           fmt::format("step {}, {}: not computed here", std::get<0>(place), joined.event->name()));
       continue;

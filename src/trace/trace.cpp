@@ -38,7 +38,9 @@ std::string contents(const fs::path& path) {
 }
 
 std::string tensor_key(const TraceEvent& event) {
-  return fmt::format("{}{}.r{}.{}", event.step == 0 ? 'p' : 'd', event.step, event.row, event.name());
+  const std::string chunk = event.chunk > 0 ? fmt::format(".c{}", event.chunk) : "";
+  return fmt::format("{}{}{}.r{}.{}", event.step == 0 ? 'p' : 'd', event.step, chunk, event.row,
+                     event.name());
 }
 
 json statistics(std::span<const float> values) {
@@ -290,7 +292,7 @@ void TraceWriter::add(const TraceEvent& event) {
                      {"parents", parents},
                      {"phase", event.step == 0 ? "prefill" : "decode"},
                      {"step", event.step},
-                     {"chunk", 0},
+                     {"chunk", event.chunk},
                      {"row", event.row},
                      {"pos", {event.first_position, event.first_position + event.shape[0]}},
                      {"layer", event.layer == kNoLayer ? json() : json(event.layer)},
