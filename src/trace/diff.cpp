@@ -24,25 +24,26 @@ void check_inheritance(DiffReport& report) {
       report.first->name(), report.first->step);
 }
 
-// Rounding that another policy declares is no fault: the first one under which everything is within its
-// floor.
+// Rounding that another policy declares is no fault: of those whose floor holds the first error, the one that
+// holds every site, and whose floor is nearest to it.
 void note_policies(const Floor& floor, DiffReport& report) {
   if (!report.first) return;
-  const auto within = [](const Floor& other, const SiteScore& site) {
-    return site.error <= kBand * other.at(site.step > 0, site.name(), 1);
+  const auto ratio = [](const Floor& other, const SiteScore& site) {
+    return site.error / other.at(site.step > 0, site.name(), 1);
   };
+  std::optional<std::tuple<bool, double, std::string>> best;  // some site is not held, distance, text
   for (const Floor& other : floor.others()) {
-    if (!within(other, *report.first)) continue;
-    const bool all =
-        std::ranges::all_of(report.scores, [&](const SiteScore& each) { return within(other, each); });
-    report.hints.insert(
-        report.hints.begin(),
-        fmt::format("rounding as in {} ({}): {:.2g} x that floor here, and {}", other.policy(),
-                    policy_summary(other.policy()),
-                    report.first->error / other.at(report.first->step > 0, report.first->name(), 1),
-                    all ? "every site is within it" : "not every later site is within it"));
-    if (all) return;
+    const double here = ratio(other, *report.first);
+    if (here > kBand) continue;
+    const bool all = std::ranges::all_of(report.scores,
+                                         [&](const SiteScore& each) { return ratio(other, each) <= kBand; });
+    std::tuple candidate(!all, std::abs(std::log(here)),
+                         fmt::format("rounding as in {} ({}): {:.2g} x that floor here, and {}",
+                                     other.policy(), policy_summary(other.policy()), here,
+                                     all ? "every site is within it" : "not every later site is within it"));
+    if (!best || candidate < *best) best = std::move(candidate);
   }
+  if (best) report.hints.insert(report.hints.begin(), std::get<2>(*best));
 }
 
 // Where the rounding that the policy declares begins to show, and its size.

@@ -13,37 +13,16 @@
 #include "lockstep/divergence.h"
 #include "lockstep/error.h"
 #include "support/fixtures.h"
+#include "support/traces.h"
 
 namespace lockstep {
 namespace {
 
 namespace fs = std::filesystem;
-
-std::filesystem::path captured(const std::string& name) { return test::data_path("traces/" + name); }
-std::filesystem::path model_of(const std::string& name) { return test::data_path("models/" + name); }
-
-TraceOptions follow(const Trace& reference) {
-  TraceOptions options;
-  options.sequences = reference.sequences;
-  options.level = reference.level;
-  options.model.threads = 2;
-  return options;
-}
-
-// A copy of a trace, each event of which may be changed or left out.
-Trace edited(const Trace& trace, const std::function<bool(TraceEvent&, std::vector<float>&)>& edit) {
-  Trace copy;
-  copy.engine = trace.engine;
-  copy.sequences = trace.sequences;
-  copy.sites = trace.sites;
-  copy.where = "edited";
-  for (const TraceEvent& event : trace.events()) {
-    TraceEvent changed = event;
-    std::vector<float> values(event.values.begin(), event.values.end());
-    if (edit(changed, values)) copy.add(changed, values);
-  }
-  return copy;
-}
+using test::captured;
+using test::edited;
+using test::follow;
+using test::model_of;
 
 TEST(Selftest, FindsEveryFaultWhereItIs) {
   const SelftestResult result = selftest(test::data_path(""));
