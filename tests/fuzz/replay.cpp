@@ -37,7 +37,8 @@ INSTANTIATE_TEST_SUITE_P(Fuzz, Replay,
                                          Corpus{"index", fuzz_index}, Corpus{"config", fuzz_config},
                                          Corpus{"zip", fuzz_zip}, Corpus{"page", fuzz_page},
                                          Corpus{"tokenizer", fuzz_tokenizer},
-                                         Corpus{"template", fuzz_template}, Corpus{"trace", fuzz_trace}),
+                                         Corpus{"template", fuzz_template}, Corpus{"trace", fuzz_trace},
+                                         Corpus{"bundle", fuzz_bundle}),
                          [](const auto& info) { return info.param.name; });
 
 }  // namespace

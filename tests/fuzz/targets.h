@@ -18,5 +18,6 @@ Target fuzz_page;         // a page of a package index
 Target fuzz_tokenizer;    // tokenizer.json, NUL, tokenizer_config.json
 Target fuzz_template;     // a chat template
 Target fuzz_trace;        // manifest.json, NUL, events.jsonl of a trace
+Target fuzz_bundle;       // what is said of a bundle, NUL, its tensors
 
 }  // namespace lockstep::fuzz
