@@ -17,7 +17,7 @@ class Storage:
         self.kind, self.count, self.seed = kind, count, seed
 
     def whole(self, width, axes):
-        return self.kind == "full" or width <= self.count or axes == "T E"
+        return self.kind == "full" or width <= self.count or axes in ("T E", "T H K")
 
     def manifest(self):
         return {"kind": "full"} if self.kind == "full" else {"kind": self.kind, "count": self.count, "seed": self.seed}
