@@ -33,9 +33,9 @@ TraceStorage parse_storage(const std::string& text, uint64_t seed);
 
 /// One tensor of a trace: what a site held for some rows of one sequence in one pass.
 struct TraceEvent {
-  int step = 0;  ///< 0: prefill; n: the n-th decode step
+  int step = 0;   ///< 0: prefill; n: the n-th decode step
   int chunk = 0;  ///< of the prefill
-  int row = 0;   ///< sequence of the batch
+  int row = 0;    ///< sequence of the batch
   int layer = kNoLayer;
   std::string site;
   int64_t first_position = 0;
@@ -171,7 +171,8 @@ struct SiteScore {
   int row = 0;
   int layer = kNoLayer;
   std::string site;
-  double error = 0;  ///< largest relative L2 error of a row
+  int64_t width = 1;  ///< columns of a row, kept or not
+  double error = 0;   ///< largest relative L2 error of a row
   double floor = 0;
   double score = 0;           ///< error / floor
   int64_t token = 0;          ///< position where it is largest

@@ -170,7 +170,13 @@ void save_tensors(const std::filesystem::path& path, std::span<const NamedTensor
         tensor.name, entry);
     offset += tensor.data.size();
   }
-  std::string header = table.dump();
+  std::string header;
+  try {
+    header = table.dump();
+  } catch (const nlohmann::json::type_error&) {
+    fail(ErrorCode::invalid_argument, "[{}] header: expected names and metadata in UTF-8, got other bytes",
+         path.string());
+  }
   header.resize((header.size() + 7) / 8 * 8, ' ');
   const uint64_t length = header.size();
   std::vector<std::span<const std::byte>> parts = {std::as_bytes(std::span(&length, 1)),

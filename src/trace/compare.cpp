@@ -127,11 +127,18 @@ double relative(std::span<const float> got, std::span<const float> truth, double
   return distance(got, truth) / std::max({norm(truth), 0.1 * usual, 1e-30});
 }
 
+namespace {
+
+// An error of a row is that of sums over as many columns as the row has, kept or not.
+int64_t width_of(const TraceEvent& event) {
+  const int64_t width = static_cast<int64_t>(event.values.size()) / event.shape[0];
+  return event.width > 0 ? width / event.shape[event.shape.rank() - 1] * event.width : width;
+}
+
+}  // namespace
+
 double Comparison::floor_of(const TraceEvent& event) const {
-  // An error of a row is that of sums over as many columns as the row has, kept or not.
-  int64_t width = static_cast<int64_t>(event.values.size()) / event.shape[0];
-  if (event.width > 0) width = width / event.shape[event.shape.rank() - 1] * event.width;
-  return floor_.at(event.step > 0, event.name(), width);
+  return floor_.at(event.step > 0, event.name(), width_of(event));
 }
 
 bool Comparison::excluded(int row, int64_t position) const {
@@ -141,7 +148,8 @@ bool Comparison::excluded(int row, int64_t position) const {
 
 SiteScore Comparison::score(const Joined& subject, const Joined& reference) const {
   const TraceEvent& event = *reference.event;
-  SiteScore result{event.step, event.row, event.layer, event.site, 0, 0, 0, 0, -1, {}, {}, {}};
+  SiteScore result{event.step, event.row, event.layer, event.site, width_of(event), 0, 0, 0, 0,
+                   -1,         {},        {},          {}};
   const int64_t heads = heads_of(event);
   result.floor = floor_of(event);
   result.heads.assign(static_cast<size_t>(heads), 0.0);

@@ -29,7 +29,7 @@ void check_inheritance(DiffReport& report) {
 void note_policies(const Floor& floor, DiffReport& report) {
   if (!report.first) return;
   const auto ratio = [](const Floor& other, const SiteScore& site) {
-    return site.error / other.at(site.step > 0, site.name(), 1);
+    return site.error / other.at(site.step > 0, site.name(), site.width);
   };
   std::optional<std::tuple<bool, double, std::string>> best;  // some site is not held, distance, text
   for (const Floor& other : floor.others()) {
@@ -52,7 +52,7 @@ void size_declared_rounding(const Floor& floor, DiffReport& report) {
   const auto plain = std::ranges::find(others, "f32/f32", &Floor::policy);
   if (report.verdict != Verdict::within || plain == others.end()) return;
   const auto first = std::ranges::find_if(report.scores, [&](const SiteScore& each) {
-    return each.error > kBand * plain->at(each.step > 0, each.name(), 1);
+    return each.error > kBand * plain->at(each.step > 0, each.name(), each.width);
   });
   if (first == report.scores.end()) return;
   const bool decode = first->step > 0;
@@ -60,7 +60,8 @@ void size_declared_rounding(const Floor& floor, DiffReport& report) {
       "rounding declared as {} ({}) shows first in {}: error {:.3g} = {:.3g} x the floor of f32/f32, {:.2g} "
       "x its own",
       floor.policy(), policy_summary(floor.policy()), first->name(), first->error,
-      first->error / plain->at(decode, first->name(), 1), first->error / floor.at(decode, first->name(), 1)));
+      first->error / plain->at(decode, first->name(), first->width),
+      first->error / floor.at(decode, first->name(), first->width)));
 }
 
 DiffReport compare(const Trace& subject, const Trace& reference, const Floor& floor) {

@@ -82,7 +82,8 @@ std::string_view storage_name(TraceStorage::Kind kind) {
 }
 
 bool kept_whole(const TraceStorage& storage, int64_t width, const std::string& axes) {
-  return storage.kind == TraceStorage::Kind::full || width <= storage.count || axes == "T E" || axes == "T H K";
+  return storage.kind == TraceStorage::Kind::full || width <= storage.count || axes == "T E" ||
+         axes == "T H K";
 }
 
 std::vector<float> reduce(std::span<const float> values, int64_t width, const TraceStorage& storage) {
