@@ -266,8 +266,9 @@ Tensor run_rope(const Reader& bundle, const nn::Runtime& runtime) {
 }
 
 Tensor run_linear(const Reader& bundle, const nn::Runtime& runtime, const std::string& input) {
-  Tensor x = bundle.tensor("input." + input);
-  x = std::move(x).reshaped({x.shape()[0], x.row_size()});
+  Tensor given = bundle.tensor("input." + input);
+  const Shape rows{given.shape()[0], given.row_size()};
+  const Tensor x = std::move(given).reshaped(rows);
   const StoredTensor weight = bundle.weight();
   require(weight.shape.rank() == 2 && x.row_size() == weight.columns(), bundle, "linear");
   nn::Linear layer;

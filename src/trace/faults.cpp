@@ -47,10 +47,11 @@ struct Confines {
 
 std::optional<Confines> parse_confines(std::string_view text) {
   Confines result;
-  const auto number = [&](std::string_view digits, std::optional<int>& to) {
+  const auto number = [&](std::string_view part, std::optional<int>& to) {
+    const std::string digits(part);
     int value = 0;
-    const char* end = digits.data() + digits.size();
-    if (digits.empty() || std::from_chars(digits.data(), end, value).ptr != end || value < 0) return false;
+    const char* end = digits.c_str() + digits.size();
+    if (digits.empty() || std::from_chars(digits.c_str(), end, value).ptr != end || value < 0) return false;
     to = value;
     return true;
   };

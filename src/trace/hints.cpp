@@ -131,7 +131,7 @@ std::vector<std::string> hints(const SiteScore& first, const Joined& subject, co
   const auto count = std::ranges::count(bad, true);
   const auto width = static_cast<int64_t>(bad.size());
   const bool whole = reference.event->width == 0;
-  if (whole && first.heads.size() > 0 && count > 0 && count <= width / 2 && width >= 4)
+  if (whole && !first.heads.empty() && count > 0 && count <= width / 2 && width >= 4)
     add(fmt::format("{} of {} dimensions of a head: partial rotation, or only half of a head", count, width));
   if (whole && first.heads.empty() && count > 0 && count < width / 2) {
     std::vector<int64_t> at;
