@@ -147,6 +147,11 @@ void or_inconclusive(Run run) {
     throw CLI::RuntimeError(
         error.code() == ErrorCode::not_found || error.code() == ErrorCode::invalid_argument ? 3
                                                                                             : kInconclusive);
+  } catch (const CLI::Error&) {
+    throw;
+  } catch (const std::exception& error) {
+    print_error(error.what());
+    throw CLI::RuntimeError(kInconclusive);
   }
 }
 

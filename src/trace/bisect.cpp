@@ -54,6 +54,7 @@ DiffReport bisect(const std::filesystem::path& path, const TraceOptions& options
   TraceOptions coarse = options;
   coarse.sequences = reference.sequences;
   coarse.level = 1;
+  coarse.checksums = true;
   const Trace ours = record_trace(path, coarse);
   const std::set<std::string> between(ours.sites.begin(), ours.sites.end());
   DiffReport report = diff(
@@ -66,6 +67,7 @@ DiffReport bisect(const std::filesystem::path& path, const TraceOptions& options
   }
   const int layer = report.first->layer;
   TraceOptions fine = coarse;
+  fine.checksums = false;
   fine.level = std::max(reference.level, 1);
   fine.layers = {layer, layer};
   const Trace window = only(reference, [&](const TraceEvent& event) { return event.layer == layer; });

@@ -76,6 +76,8 @@ std::vector<std::string> hints(const SiteScore& first, const Joined& subject, co
 
 /// Why two traces are not of the same computation; empty: they are.
 std::string same_inputs(const Trace& subject, const Trace& reference);
+/// Sums of weight files that are named alike and differ; empty: none do.
+std::string same_weights(const std::map<std::string, std::string>& sums, const Trace& reference);
 /// What is wrong with a trace by itself; empty: nothing.
 std::string self_check(const Trace& trace);
 

@@ -113,6 +113,8 @@ DiffReport compare(const Trace& subject, const Trace& reference, const Floor& fl
     report.hints = hints(first, ours.at(place), theirs.at(place));
     note_policies(floor, report);
   }
+  if (floor.policy().empty())
+    report.notes.emplace_back("no floor was measured: every site is judged by the rounding of a single sum");
   size_declared_rounding(floor, report);
   check_inheritance(report);
   return report;
@@ -147,9 +149,16 @@ std::string same_inputs(const Trace& subject, const Trace& reference) {
   const auto reduced = [](const Trace& trace) { return trace.storage.kind != TraceStorage::Kind::full; };
   if (reduced(subject) && reduced(reference) && subject.storage != reference.storage)
     return "the traces keep other columns: record one with the other's --store and --seed";
+  if (subject.layers > 0 && reference.layers > 0 && subject.layers != reference.layers)
+    return fmt::format("the models differ: {} layers, and {} in the reference", subject.layers,
+                       reference.layers);
+  return same_weights(subject.weights_sha256, reference);
+}
+
+std::string same_weights(const std::map<std::string, std::string>& sums, const Trace& reference) {
   for (const auto& [file, sum] : reference.weights_sha256) {
-    const auto mine = subject.weights_sha256.find(file);
-    if (mine != subject.weights_sha256.end() && mine->second != sum) return "the weights differ: " + file;
+    const auto mine = sums.find(file);
+    if (mine != sums.end() && mine->second != sum) return "the weights differ: " + file;
   }
   return {};
 }

@@ -14,6 +14,12 @@ namespace lockstep {
 
 using nlohmann::json;
 
+namespace {
+
+constexpr double kMostFloor = 10;  // correct computations that are farther apart say nothing
+
+}  // namespace
+
 Floor::Floor(const std::filesystem::path& file, const std::string& policy) : policy_(policy) {
   std::ifstream stream(file, std::ios::binary);
   if (!stream) fail(ErrorCode::not_found, "[{}] floor: expected a readable file, got none", file.string());
@@ -22,6 +28,13 @@ Floor::Floor(const std::filesystem::path& file, const std::string& policy) : pol
     if (data.at("format") != "lockstep-floor" || data.at("version") != 1)
       throw json::other_error::create(500, "version", nullptr);
     for (const auto& [name, table] : data.at("policies").items()) {
+      for (const char* phase : {"prefill", "decode"}) {
+        for (const auto& [site, floor] : table.at(phase).items()) {
+          if (const double value = floor.get<double>(); value < 0 || value > kMostFloor)
+            fail(ErrorCode::format, "[{}] floor: expected relative errors from 0 to {}, got {} for {}",
+                 file.string(), kMostFloor, value, site);
+        }
+      }
       tables_[name] = {table.at("prefill").get<std::map<std::string, double>>(),
                        table.at("decode").get<std::map<std::string, double>>()};
     }

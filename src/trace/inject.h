@@ -24,6 +24,9 @@ struct ModelFacts {
   explicit ModelFacts(const Checkpoint& checkpoint);
 };
 
+/// Of each weight file by its name.
+std::map<std::string, std::string> weight_sums(const Checkpoint& checkpoint);
+
 /// The rows of the pass that is running.
 struct PassRows {
   int step = 0;

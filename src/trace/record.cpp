@@ -137,6 +137,13 @@ class Recorder : public Observer {
 
 }  // namespace
 
+std::map<std::string, std::string> weight_sums(const Checkpoint& checkpoint) {
+  std::map<std::string, std::string> sums;
+  for (const std::filesystem::path& file : checkpoint.weight_files())
+    sums[file.filename().string()] = sha256_of(file);
+  return sums;
+}
+
 std::vector<Trace::Sequence> run_passes(const std::shared_ptr<const Model>& model,
                                         const TraceOptions& options, PassRows& rows, Taps& taps) {
   std::vector<Trace::Sequence> done;
@@ -152,6 +159,15 @@ std::vector<Trace::Sequence> run_passes(const std::shared_ptr<const Model>& mode
   std::vector<std::vector<int32_t>> next;
   for (const Trace::Sequence& sequence : options.sequences) next.push_back(sequence.ids);
   std::vector<Tensor> logits(next.size());  // of the last pass of each
+  for (const Trace::Sequence& sequence : options.sequences) {
+    if (!sequence.fed.empty() && static_cast<int64_t>(sequence.fed.size()) != steps) {
+      fail(ErrorCode::invalid_argument,
+           "[trace] fed: expected as many tokens for each sequence, got {} and {}", steps,
+           sequence.fed.size());
+    }
+    if (sequence.ids.empty())
+      fail(ErrorCode::invalid_argument, "[trace] ids: expected at least one for each sequence, got none");
+  }
   // One pass over up to `most` rows of each sequence, from row `begin` of what it is given.
   const auto pass = [&](int64_t step, size_t begin, size_t most) {
     rows = {static_cast<int>(step), static_cast<int>(begin / most), {}, {}};
@@ -209,6 +225,10 @@ Trace record(const std::filesystem::path& path, const TraceOptions& options, Rec
   ModelOptions model_options = options.model;
   if (injection != nullptr && injection->patch) model_options.config_patch = injection->patch(facts).dump();
   const auto model = Model::load(path, model_options);
+  if (options.layers && options.layers->second >= model->info().layers) {
+    fail(ErrorCode::invalid_argument, "[trace] layers: expected some of 0 to {}, got {} to {}",
+         model->info().layers - 1, options.layers->first, options.layers->second);
+  }
   Trace trace;
   trace.engine = "lockstep " + std::string(model->isa());
   trace.architecture = model->info().architecture;
@@ -219,11 +239,7 @@ Trace record(const std::filesystem::path& path, const TraceOptions& options, Rec
   trace.where = "lockstep";
   trace.config = checkpoint.config().json();
   trace.unread_keys = model->info().unread_keys;
-  if (options.checksums) {
-    for (const std::filesystem::path& file : checkpoint.weight_files()) {
-      trace.weights_sha256[file.filename().string()] = sha256_of(file);
-    }
-  }
+  if (options.checksums) trace.weights_sha256 = weight_sums(checkpoint);
   std::set<std::string> sites;
   const auto counting = [&](TraceEvent&& event, std::span<const float> values) {
     sites.insert(event.site);

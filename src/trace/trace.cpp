@@ -189,6 +189,13 @@ void check_complete(const Trace& trace) {
            trace.where, event.step, event.row, event.name());
     }
     sites.insert(event.site);
+    const auto row = static_cast<size_t>(event.row);
+    if (row >= trace.sequences.size() || static_cast<size_t>(event.step) > trace.sequences[row].fed.size()) {
+      fail(
+          ErrorCode::format,
+          "[{}] events: expected steps of the manifest's rows, prompt and what is fed, got step {} of row {}",
+          trace.where, event.step, event.row);
+    }
   }
   for (const std::string& site : trace.sites) {
     if (!sites.contains(site))
@@ -245,6 +252,8 @@ Trace Trace::open(const fs::path& directory) {
   trace.layers = get<int64_t>(model, "layers", manifest_name);
   trace.config = get<json>(model, "config", manifest_name).dump();
   trace.level = static_cast<int>(get<int64_t>(manifest, "level", manifest_name));
+  if (trace.level < 0 || trace.level > 3)
+    fail(ErrorCode::format, "[{}] level: expected 0 to 3, got {}", manifest_name, trace.level);
   trace.sites = get<std::vector<std::string>>(manifest, "sites", manifest_name);
   for (const json& row : get<json>(manifest, "rows", manifest_name)) {
     trace.sequences.push_back({get<std::vector<int32_t>>(row, "ids", manifest_name),

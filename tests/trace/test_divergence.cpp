@@ -256,7 +256,40 @@ TEST(Traces, RefuseWhatIsBroken) {
     std::getline(lines, first);
     std::ofstream(folder / "events.jsonl", std::ios::app) << first << "\n";
   });
+  const auto replaces = [&](const std::string& file, const std::string& from, const std::string& to) {
+    refuses([&] {
+      std::ifstream stream(folder / file);
+      std::string text{std::istreambuf_iterator<char>(stream), {}};
+      const size_t at = text.find(from);
+      ASSERT_NE(at, std::string::npos) << from;
+      std::ofstream(folder / file) << text.replace(at, from.size(), to);
+    });
+  };
+  replaces("manifest.json", "\"level\": 2", "\"level\": 9");
+  replaces("manifest.json", "\"fed\": [", "\"fed\": [], \"other\": [");
+  replaces("events.jsonl", "\"row\": 1", "\"row\": 7");
+  replaces("events.jsonl", "\"axes\": \"T C\"", "\"axes\": \"T Z\"");
   fs::remove_all(folder);
+}
+
+TEST(Diff, AnotherModelIsSeenBeforeAnyTensor) {
+  const Trace reference = Trace::open(captured("llama"));
+  Trace other = edited(reference, [](TraceEvent&, std::vector<float>&) { return true; });
+  other.layers = 3;
+  const DiffReport report = diff(other, reference, Floor());
+  EXPECT_EQ(report.verdict, Verdict::inconclusive);
+  EXPECT_NE(report.reason.find("the models differ"), std::string::npos) << report.reason;
+}
+
+TEST(Floors, ThatHideEverythingAreRefused) {
+  const fs::path file = fs::path(testing::TempDir()) / ("hiding-" + std::to_string(::getpid()) + ".json");
+  for (const char* floor : {"1e300", "-1", "11", "null"}) {
+    std::ofstream(file)
+        << R"({"format": "lockstep-floor", "version": 1, "policies": {"f32/f32": {"prefill": {"embed": )"
+        << floor << R"(}, "decode": {}}}})";
+    EXPECT_THROW(Floor(file, "f32/f32"), Error) << floor;
+  }
+  fs::remove(file);
 }
 
 TEST(Check, HoldsForEveryArchitecture) {
