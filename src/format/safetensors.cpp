@@ -1,5 +1,6 @@
 #include "format/safetensors.h"
 
+#include <fmt/format.h>
 #include <algorithm>
 #include <array>
 #include <nlohmann/json.hpp>
@@ -155,28 +156,25 @@ NamedTensor NamedTensor::of(std::string name, const Tensor& tensor) {
 
 void save_tensors(const std::filesystem::path& path, std::span<const NamedTensor> tensors,
                   const std::map<std::string, std::string>& metadata) {
-  nlohmann::ordered_json table = nlohmann::ordered_json::object();
-  if (!metadata.empty()) table["__metadata__"] = metadata;
-  auto& entries =
-      table.get_ref<nlohmann::ordered_json::object_t&>();  // a list: looking names up would be quadratic
+  // By hand: there may be a million tensors, each with a short and known entry.
+  std::string header = "{";
   size_t offset = 0;
-  for (const NamedTensor& tensor : tensors) {
-    const auto* known = std::ranges::find(kNames, tensor.dtype, &std::pair<std::string_view, DType>::second);
-    const nlohmann::ordered_json entry = {
-        {"dtype", known->first},
-        {"shape", std::vector<int64_t>(tensor.shape.begin(), tensor.shape.end())},
-        {"data_offsets", {offset, offset + tensor.data.size()}}};
-    static_cast<std::vector<std::pair<const std::string, nlohmann::ordered_json>>&>(entries).emplace_back(
-        tensor.name, entry);
-    offset += tensor.data.size();
-  }
-  std::string header;
   try {
-    header = table.dump();
+    if (!metadata.empty()) header += "\"__metadata__\":" + nlohmann::json(metadata).dump();
+    for (const NamedTensor& tensor : tensors) {
+      const auto* known =
+          std::ranges::find(kNames, tensor.dtype, &std::pair<std::string_view, DType>::second);
+      header += fmt::format(R"({}{}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})",
+                            header.size() > 1 ? "," : "", nlohmann::json(tensor.name).dump(), known->first,
+                            fmt::join(tensor.shape.begin(), tensor.shape.end(), ","), offset,
+                            offset + tensor.data.size());
+      offset += tensor.data.size();
+    }
   } catch (const nlohmann::json::type_error&) {
     fail(ErrorCode::invalid_argument, "[{}] header: expected names and metadata in UTF-8, got other bytes",
          path.string());
   }
+  header += "}";
   header.resize((header.size() + 7) / 8 * 8, ' ');
   const uint64_t length = header.size();
   std::vector<std::span<const std::byte>> parts = {std::as_bytes(std::span(&length, 1)),

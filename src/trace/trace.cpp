@@ -1,10 +1,13 @@
 // Trace directories: reading and writing. Format: docs/trace-format.md.
+#include <fmt/format.h>
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <set>
 #include <sstream>
 
@@ -43,24 +46,33 @@ std::string tensor_key(const TraceEvent& event) {
                      event.name());
 }
 
-json statistics(std::span<const float> values) {
-  int64_t nan = 0, inf = 0;
-  double largest = 0, sum = 0, squares = 0;
-  for (const float x : values) {
-    if (x != x) {
-      ++nan;
-    } else if (x - x != 0) {
-      ++inf;
-    } else {
-      largest = std::max<double>(largest, x < 0 ? -x : x);
-      sum += x;
-      squares += static_cast<double>(x) * x;
-    }
+// {"n": ..., ...} of a tensor. Sums run in as many lanes as vectors of doubles have.
+std::string statistics(std::span<const float> values) {
+  constexpr size_t kLanes = 8;
+  std::array<double, kLanes> largest{}, sum{}, squares{}, finite{}, nan{};
+  const auto take = [&](float x, size_t lane) {
+    const bool number = x == x, good = x - x == 0;
+    const double value = good ? static_cast<double>(x) : 0.0;
+    nan[lane] += number ? 0.0 : 1.0;
+    finite[lane] += good ? 1.0 : 0.0;
+    sum[lane] += value;
+    squares[lane] += value * value;
+    const double size = std::abs(value);
+    largest[lane] = largest[lane] > size ? largest[lane] : size;
+  };
+  size_t i = 0;
+  for (; i + kLanes <= values.size(); i += kLanes) {
+    for (size_t lane = 0; lane < kLanes; ++lane) take(values[i + lane], lane);
   }
-  const double finite =
-      std::max<double>(1, static_cast<double>(values.size()) - static_cast<double>(nan + inf));
-  return {{"n", values.size()}, {"nan", nan},           {"inf", inf},
-          {"absmax", largest},  {"mean", sum / finite}, {"rms", std::sqrt(squares / finite)}};
+  for (; i < values.size(); ++i) take(values[i], i % kLanes);
+  const auto total = [](const std::array<double, kLanes>& lanes) {
+    return std::accumulate(lanes.begin(), lanes.end(), 0.0);
+  };
+  const double count = total(finite), least_one = std::max(1.0, count);
+  return fmt::format(R"({{"n":{},"nan":{:.0f},"inf":{:.0f},"absmax":{},"mean":{},"rms":{}}})", values.size(),
+                     total(nan), static_cast<double>(values.size()) - count - total(nan),
+                     *std::ranges::max_element(largest), total(sum) / least_one,
+                     std::sqrt(total(squares) / least_one));
 }
 
 void write_text(const fs::path& path, const std::string& text) {
@@ -285,8 +297,6 @@ TraceWriter::TraceWriter(fs::path directory, std::string precision, TraceStorage
 std::string TraceWriter::shard_name() const { return fmt::format("tensors-{:05}.safetensors", shards_); }
 
 void TraceWriter::add(const TraceEvent& event) {
-  json parents = json::array();
-  if (events_ > 0) parents.push_back(events_ - 1);
   const std::string key = tensor_key(event);
   const int64_t width = event.shape[event.shape.rank() - 1];
   Pending kept{key, event.shape, {}};
@@ -297,26 +307,18 @@ void TraceWriter::add(const TraceEvent& event) {
     kept.values = reduce(event.values, width, storage_);
     kept.shape[kept.shape.rank() - 1] = storage_.count;
   }
-  const json line = {{"seq", events_++},
-                     {"parents", parents},
-                     {"phase", event.step == 0 ? "prefill" : "decode"},
-                     {"step", event.step},
-                     {"chunk", event.chunk},
-                     {"row", event.row},
-                     {"pos", {event.first_position, event.first_position + event.shape[0]}},
-                     {"layer", event.layer == kNoLayer ? json() : json(event.layer)},
-                     {"site", event.site},
-                     {"role", "out"},
-                     {"axes", event.axes},
-                     {"shape", std::vector<int64_t>(kept.shape.begin(), kept.shape.end())},
-                     {"width", width},
-                     {"dtype_stored", "f32"},
-                     {"dtype_compute", precision_},
-                     {"storage", whole ? "full" : storage_name(storage_.kind)},
-                     {"tensor", shard_name() + "#" + key},
-                     {"hash", event.hash},
-                     {"stats", statistics(event.values)}};
-  lines_ << line.dump() << "\n";
+  // By hand: a line a tensor, and building JSON values would take longer than computing many of them.
+  lines_ << fmt::format(
+      R"({{"seq":{},"parents":[{}],"phase":"{}","step":{},"chunk":{},"row":{},"pos":[{},{}],"layer":{},)"
+      R"("site":{},"role":"out","axes":"{}","shape":[{}],"width":{},"dtype_stored":"f32","dtype_compute":"{}",)"
+      R"("storage":"{}","tensor":"{}#{}","hash":"{}","stats":{}}})",
+      events_, events_ > 0 ? std::to_string(events_ - 1) : "", event.step == 0 ? "prefill" : "decode",
+      event.step, event.chunk, event.row, event.first_position, event.first_position + event.shape[0],
+      event.layer == kNoLayer ? "null" : std::to_string(event.layer), json(event.site).dump(), event.axes,
+      fmt::join(kept.shape.begin(), kept.shape.end(), ","), width, precision_,
+      whole ? "full" : storage_name(storage_.kind), shard_name(), key, event.hash, statistics(event.values));
+  lines_ << '\n';
+  ++events_;
   sites_.insert(event.site);
   bytes_ += kept.values.size() * sizeof(float);
   pending_.push_back(std::move(kept));
