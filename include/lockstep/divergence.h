@@ -71,7 +71,7 @@ class Trace {
   std::map<std::string, std::string> weights_sha256;
 
   /// Reads a directory written by lockstep or python/lockstep/capture. Error `not_found` or `format`: not a
-  /// trace, cut short, another version, an event twice or none for a declared site.
+  /// trace, cut short, another version, unknown sites, an event twice or none for a declared site.
   static Trace open(const std::filesystem::path& directory);
   /// Writes the directory; tensors are written in shards of 64 MB as `save` goes. Error `io`.
   void save(const std::filesystem::path& directory) const;
@@ -142,7 +142,8 @@ std::optional<std::string> cannot_act(const Fault& fault, const std::filesystem:
 /// How far correct implementations are apart, by phase and site.
 class Floor {
  public:
-  /// Reads floor.json for a policy such as "f32/f32". Error `not_found` or `format`.
+  /// Reads floor.json for a policy such as "f32/f32". Error `not_found` or `format`; `invalid_argument` for a
+  /// policy it does not have.
   Floor(const std::filesystem::path& file, const std::string& policy);
   /// Of one site, in both phases.
   Floor(const std::string& name, double value);

@@ -19,6 +19,7 @@ namespace {
 
 constexpr int kDivergent = 1;
 constexpr int kInconclusive = 2;
+constexpr int kUsage = 3;
 
 struct TraceFlags {
   ModelFlags model;
@@ -81,8 +82,9 @@ void run_trace(const TraceFlags& flags) {
   if (flags.fault == "list") return list_faults();
   if (!flags.validate.empty()) {
     const Trace trace = Trace::open(flags.validate);
-    std::printf("%s: %s, %zu tensors, %zu sequences, level %d: well formed\n", flags.validate.c_str(),
-                trace.engine.c_str(), trace.events().size(), trace.sequences.size(), trace.level);
+    std::printf("%s: %s, %zu tensors, %zu sequences, level %d, policy %s/%s: well formed\n",
+                flags.validate.c_str(), trace.engine.c_str(), trace.events().size(), trace.sequences.size(),
+                trace.level, trace.precision.c_str(), trace.kv_type.c_str());
     return;
   }
   if (flags.out.empty())
@@ -120,7 +122,13 @@ void run_trace(const TraceFlags& flags) {
 Floor floor_of(const DiffFlags& flags, const std::string& policy) {
   if (!flags.floor.empty()) return {flags.floor, policy};
   const std::filesystem::path beside = std::filesystem::path(flags.reference) / "floor.json";
-  return std::filesystem::exists(beside) ? Floor(beside, policy) : Floor();
+  if (std::filesystem::exists(beside)) return {beside, policy};
+  if (!flags.policy.empty()) {
+    throw Error(ErrorCode::invalid_argument,
+                "[diff] --policy: expected floor.json beside the reference, or --floor, got neither; "
+                "python -m lockstep.capture measures it with transformers");
+  }
+  return {};
 }
 
 void finish(const DiffFlags& flags, const DiffReport& report) {
@@ -144,9 +152,9 @@ void or_inconclusive(Run run) {
     run();
   } catch (const Error& error) {
     print_error(error.what());
-    throw CLI::RuntimeError(
-        error.code() == ErrorCode::not_found || error.code() == ErrorCode::invalid_argument ? 3
-                                                                                            : kInconclusive);
+    const bool usage = error.code() == ErrorCode::not_found || error.code() == ErrorCode::invalid_argument ||
+                       error.code() == ErrorCode::io;
+    throw CLI::RuntimeError(usage ? kUsage : kInconclusive);
   } catch (const CLI::Error&) {
     throw;
   } catch (const std::exception& error) {
@@ -190,8 +198,15 @@ void run_bisect(const DiffFlags& flags) {
 void run_replay(const DiffFlags& flags) {
   or_inconclusive([&] {
     const TraceOptions options = options_of(flags);
-    if (std::filesystem::is_regular_file(flags.reference))
+    if (std::filesystem::is_regular_file(flags.reference)) {
+      if (!flags.fault.empty() || !flags.site.empty() || !flags.bundle.empty() || !flags.floor.empty()) {
+        throw Error(
+            ErrorCode::invalid_argument,
+            "[replay] bundle: expected neither --inject, --site, --bundle nor --floor, got one: it holds "
+            "one operation and its floor");
+      }
       return finish(flags, replay_bundle(flags.reference, options.model));
+    }
     const std::string policy = flags.model.precision + "/" + flags.model.kv_type;
     const auto model = resolve_model(flags.model.model);
     const Trace reference = Trace::open(flags.reference);
@@ -199,8 +214,8 @@ void run_replay(const DiffFlags& flags) {
     if (!flags.bundle.empty()) {
       write_bundle(flags.bundle, model, reference, report.first ? *report.first : report.scores.at(0),
                    policy);
-      std::fprintf(stderr, "%s: run it again with lockstep replay %s\n", flags.bundle.c_str(),
-                   flags.bundle.c_str());
+      std::fprintf(stderr, "%s: run it again with lockstep replay %s%s\n", flags.bundle.c_str(),
+                   flags.bundle.c_str(), flags.fault.empty() ? "" : "; the fault of --inject is not in it");
     }
     finish(flags, report);
   });
@@ -294,11 +309,12 @@ void declare_trace(CLI::App& app) {
   flags->model.precision = "f32";
   flags->model.kv_type = "f32";
   flags->model.declare(*verb);
-  verb->add_option("-p,--prompt", flags->prompt, "a prompt")->type_name("TEXT");
-  verb->add_option("--ids", flags->ids, "token ids divided by commas; several sequences divided by ;")
+  auto* input = verb->add_option_group("input", "What to compute (exactly one)")->require_option(0, 1);
+  input->add_option("-p,--prompt", flags->prompt, "a prompt")->type_name("TEXT");
+  input->add_option("--ids", flags->ids, "token ids divided by commas; several sequences divided by ;")
       ->type_name("IDS");
-  verb->add_option("--ids-file", flags->ids_file, "a file of ids")->type_name("FILE");
-  verb->add_option("--follow", flags->follow, "the tokens of this trace, decode steps included")
+  input->add_option("--ids-file", flags->ids_file, "a file of ids")->type_name("FILE");
+  input->add_option("--follow", flags->follow, "the tokens of this trace, decode steps included")
       ->type_name("DIR");
   verb->add_option("--steps", flags->steps, "decode steps after the prompt")
       ->check(in_range(int64_t{0}, int64_t{1} << 20));
@@ -363,7 +379,8 @@ void declare_replay(CLI::App& app) {
       ->type_name("FILE.safetensors");
   declare_comparison(*verb, *flags);
   verb->footer(
-      "Tells the errors that operations make from those that they inherit.\n"
+      "Tells the errors that operations make from those that they inherit. The trace must hold whole "
+      "tensors.\n"
       "Examples:\n"
       "  lockstep replay -m model reference\n"
       "  lockstep replay -m model reference --site L00.q_rope --bundle q_rope.safetensors\n"
@@ -412,15 +429,17 @@ void declare_check(CLI::App& app) {
   flags->model.precision = "f32";
   flags->model.kv_type = "f32";
   flags->model.declare(*verb);
-  verb->add_option("--length", flags->length, "tokens of the random text")->capture_default_str();
+  verb->add_option("--length", flags->length, "tokens of the random text")
+      ->check(in_range(int64_t{2}, int64_t{1} << 20))
+      ->capture_default_str();
   verb->add_option("--inject", flags->fault, "compute wrongly on purpose in the repeated runs, as for trace")
       ->type_name("FAULT");
   verb->footer(
       "Logits must be the same, bit for bit, for any number of threads, chunks, batch and reuse of the "
       "cache.\n"
-      "Exit status: 0 all held, 1 one is broken.\n"
+      "Exit status: 0 all held, 1 one is broken, 2 cannot conclude, 3 usage.\n"
       "Example:\n  lockstep check -m model.gguf");
-  verb->callback([flags] { run_check(*flags); });
+  verb->callback([flags] { or_inconclusive([&] { run_check(*flags); }); });
 }
 
 void declare_selftest(CLI::App& app) {

@@ -83,7 +83,7 @@ DiffReport compare(const Trace& subject, const Trace& reference, const Floor& fl
     ++report.expected;
     const auto mine = ours.find(place);
     if (mine == ours.end()) {
-      unmatched(place, joined, "only in " + reference.engine);
+      unmatched(place, joined, "only in the reference");
       continue;
     }
     if (!same_rows(mine->second, joined)) {
@@ -103,7 +103,7 @@ DiffReport compare(const Trace& subject, const Trace& reference, const Floor& fl
     if (joined.event->site == "logits") comparison.note_argmax(mine->second, joined);
   }
   for (const auto& [place, joined] : ours) {
-    if (!theirs.contains(place)) unmatched(place, joined, "only in " + subject.engine);
+    if (!theirs.contains(place)) unmatched(place, joined, "only in the subject");
   }
   conclude(report);
   if (report.first) {
@@ -210,14 +210,25 @@ DiffReport diff(const Trace& subject, const Trace& reference, const Trace& secon
     return report;
   }
   const SiteScore& parting = *references.first;
+  // What comes before the place where they part is not in dispute.
+  const auto place = [](const SiteScore& site) {
+    return place_of(site.step, site.layer, site.site, site.row);
+  };
+  if (report.verdict == Verdict::divergent && place(*report.first) < place(parting)) {
+    report.notes.push_back(fmt::format("the references agree there, and part later: at {} of step {}",
+                                       parting.name(), parting.step));
+    return report;
+  }
   const SiteScore* with_first = score_at(report, parting);
   const DiffReport other = compare(subject, second, floor);
   const SiteScore* with_second = score_at(other, parting);
   const auto agrees = [](const SiteScore* score) { return score != nullptr && score->score <= kBand; };
-  const std::string side = agrees(with_first) && !agrees(with_second) ? second.engine + " stands alone there"
-                           : agrees(with_second) && !agrees(with_first)
-                               ? reference.engine + " stands alone there"
-                               : "all three differ there";
+  const std::string side =
+      agrees(with_first) && !agrees(with_second)
+          ? fmt::format("the second ({}, {}) stands alone there", second.engine, second.where)
+      : agrees(with_second) && !agrees(with_first)
+          ? fmt::format("the first ({}, {}) stands alone there", reference.engine, reference.where)
+          : "all three differ there";
   report.verdict = Verdict::inconclusive;
   report.reason = fmt::format("the references disagree with each other at {} of step {}, sequence {}: {}",
                               parting.name(), parting.step, parting.row, side);

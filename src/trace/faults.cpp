@@ -13,6 +13,7 @@ using nlohmann::json;
 ModelFacts::ModelFacts(const Checkpoint& from)
     : checkpoint(&from), config(json::parse(from.config().json())) {
   const Config& c = from.config();
+  layers = c.integer("num_hidden_layers");
   heads = c.integer("num_attention_heads");
   kv_heads = c.integer("num_key_value_heads", heads);
   hidden = c.integer("hidden_size");
@@ -113,9 +114,20 @@ Injection find_injection(const std::string& text) {
     Injection narrowed = each;
     narrowed.before = confined(*to, each.before);
     narrowed.after = confined(*to, each.after);
+    narrowed.most_layer = to->layer.value_or(0);
+    narrowed.most_head = to->last_head.value_or(0);
     return narrowed;
   }
   fail(ErrorCode::invalid_argument, "[inject] fault: expected one of {}; got {}", names, name);
+}
+
+Injection find_injection(const std::string& text, const ModelFacts& facts) {
+  Injection found = find_injection(text);
+  if (found.most_layer >= facts.layers || found.most_head >= facts.heads) {
+    fail(ErrorCode::invalid_argument, "[inject] place: expected layers 0 to {} and heads 0 to {}, got {}",
+         facts.layers - 1, facts.heads - 1, text);
+  }
+  return found;
 }
 
 const std::vector<Fault>& faults() {

@@ -89,7 +89,7 @@ class Replayer : public Observer {
 
 Feeder::Feeder(const std::filesystem::path& path, const TraceOptions& options)
     : options_(options), checkpoint_(Checkpoint::open(path)), facts_(checkpoint_) {
-  if (!options.fault.empty()) injection_ = find_injection(options.fault);
+  if (!options.fault.empty()) injection_ = find_injection(options.fault, facts_);
   if (injection_ && injection_->patch) options_.model.config_patch = injection_->patch(facts_).dump();
   model_ = Model::load(path, options_.model);
 }

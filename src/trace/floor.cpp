@@ -38,10 +38,14 @@ Floor::Floor(const std::filesystem::path& file, const std::string& policy) : pol
       tables_[name] = {table.at("prefill").get<std::map<std::string, double>>(),
                        table.at("decode").get<std::map<std::string, double>>()};
     }
-    if (!tables_.contains(policy)) throw json::other_error::create(500, "policy", nullptr);
   } catch (const json::exception&) {
-    fail(ErrorCode::format, "[{}] floor: expected a floor of version 1 with the policy {}, got another",
-         file.string(), policy);
+    fail(ErrorCode::format, "[{}] floor: expected a floor of version 1, got another", file.string());
+  }
+  if (!tables_.contains(policy)) {
+    std::string known;
+    for (const auto& [name, table] : tables_) known += (known.empty() ? "" : ", ") + name;
+    fail(ErrorCode::invalid_argument, "[{}] policy: expected one that was measured ({}), got {}",
+         file.string(), known, policy);
   }
 }
 

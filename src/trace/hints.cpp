@@ -98,6 +98,7 @@ std::string by_place(const SiteScore& first) {
     return "weights or bias of the projection, or the order of its rows";
   if (first.site.ends_with("_cache"))
     return "the projection is right, the cache is not: what is written, where, or its element type";
+  if (first.site == "scores" && some) return "some heads only: which KV head a query head uses";
   if (first.site == "scores") return "scale, precision or mask of Q K^T";
   if (first.site == "attn_ctx" && some) return "some heads only: which KV head a query head uses";
   if (first.site == "attn_ctx" && first.first_bad > 0)
@@ -120,6 +121,11 @@ std::vector<std::string> hints(const SiteScore& first, const Joined& subject, co
   const auto add = [&](std::string text) {
     if (!text.empty()) all.push_back(std::move(text));
   };
+  for (const auto& [position, row] : subject.rows) {
+    if (std::ranges::all_of(row, [](float x) { return std::isfinite(x); })) continue;
+    add(fmt::format("NaN or infinity from position {} on", position));
+    break;
+  }
   add(first.finding);
   const Fit fitted = fit(subject, reference);
   if (fitted.factor_left < 0.05)

@@ -17,6 +17,7 @@ namespace lockstep {
 struct ModelFacts {
   const Checkpoint* checkpoint = nullptr;
   nlohmann::json config;
+  int64_t layers = 0;
   int64_t heads = 0, kv_heads = 0, head_dim = 0, hidden = 0, window = 0, experts = 0, chosen = 0;
   double theta = 10000;
   std::string rope_type = "default";
@@ -47,11 +48,14 @@ struct Injection {
   std::function<std::optional<std::string>(const ModelFacts&, const std::vector<Trace::Sequence>&)> cannot;
   std::function<nlohmann::json(const ModelFacts&)> patch = {};  // of the config; empty: none
   Hook before = {}, after = {};
-  std::vector<Site> keeps = {};    // sites whose tensors `before` wants to see later in the layer
-  std::optional<Site> inner = {};  // the inner site it changes
+  std::vector<Site> keeps = {};       // sites whose tensors `before` wants to see later in the layer
+  std::optional<Site> inner = {};     // the inner site it changes
+  int most_layer = 0, most_head = 0;  // the last it is confined to
 };
 const std::vector<Injection>& injections();
 /// "NAME" or "NAME@layer=3". Error `invalid_argument` naming those there are.
 Injection find_injection(const std::string& text);
+/// The same for one model. Error `invalid_argument` for a layer or head it does not have.
+Injection find_injection(const std::string& text, const ModelFacts& facts);
 
 }  // namespace lockstep

@@ -220,7 +220,7 @@ Trace record(const std::filesystem::path& path, const TraceOptions& options, Rec
   const Checkpoint checkpoint = Checkpoint::open(path);
   const ModelFacts facts(checkpoint);
   std::optional<Injection> chosen;
-  if (!options.fault.empty()) chosen = find_injection(options.fault);
+  if (!options.fault.empty()) chosen = find_injection(options.fault, facts);
   const Injection* injection = chosen ? &*chosen : nullptr;
   ModelOptions model_options = options.model;
   if (injection != nullptr && injection->patch) model_options.config_patch = injection->patch(facts).dump();
@@ -272,13 +272,16 @@ int64_t record_trace_to(const std::filesystem::path& directory, const std::files
     event.hash = trace_hash(values);
     writer.add(event);
   });
+  if (writer.events() == 0)
+    fail(ErrorCode::invalid_argument,
+         "[trace] sites: expected some, got none: no site of this level lies in these layers");
   writer.finish(facts);
   return writer.events();
 }
 
 struct FaultObserver::State {
   explicit State(const std::string& fault, const std::filesystem::path& path)
-      : checkpoint(Checkpoint::open(path)), facts(checkpoint), injection(find_injection(fault)) {
+      : checkpoint(Checkpoint::open(path)), facts(checkpoint), injection(find_injection(fault, facts)) {
     if (injection.patch) patch = injection.patch(facts).dump();
   }
   Checkpoint checkpoint;

@@ -89,13 +89,34 @@ json parse(const std::string& text, const std::string& where) {
   return value;
 }
 
+// What a key should hold, for messages.
+template <typename T>
+constexpr std::string_view type_name() {
+  if constexpr (std::is_same_v<T, std::string>)
+    return "a string";
+  else if constexpr (std::is_integral_v<T>)
+    return "a whole number";
+  else if constexpr (std::is_same_v<T, std::vector<std::string>>)
+    return "an array of strings";
+  else if constexpr (std::is_same_v<T, std::map<std::string, std::string>>)
+    return "an object of strings";
+  else if constexpr (std::is_same_v<T, json>)
+    return "a value";
+  else
+    return "an array of whole numbers";
+}
+
 // Reading with bounds: a missing key or another type is one line, not an exception of the JSON library.
 template <typename T>
 T get(const json& object, const char* key, const std::string& where) {
+  const auto found = object.find(key);
+  if (found == object.end())
+    fail(ErrorCode::format, "[{}] {}: expected {}, got no such key", where, key, type_name<T>());
   try {
-    return object.at(key).get<T>();
+    return found->get<T>();
   } catch (const json::exception&) {
-    fail(ErrorCode::format, "[{}] {}: expected a value of its type, got none", where, key);
+    fail(ErrorCode::format, "[{}] {}: expected {}, got {}", where, key, type_name<T>(),
+         found->dump().substr(0, 40));
   }
 }
 
@@ -156,6 +177,10 @@ TraceEvent parse_event(const json& line, Shards& shards, const std::string& wher
                     ? static_cast<int>(line["layer"].get<int64_t>())
                     : kNoLayer;
   event.site = get<std::string>(line, "site", where);
+  if (!find_site(event.site)) {
+    fail(ErrorCode::format, "[{}] site: expected one of docs/trace-format.md, such as q_rope; got {}", where,
+         event.site);
+  }
   event.axes = get<std::string>(line, "axes", where);
   event.hash = get<std::string>(line, "hash", where);
   const auto positions = get<std::vector<int64_t>>(line, "pos", where);
@@ -179,6 +204,11 @@ TraceEvent parse_event(const json& line, Shards& shards, const std::string& wher
          event.axes, tensor.shape.str());
   }
   event.shape = tensor.shape;
+  const auto shape = get<std::vector<int64_t>>(line, "shape", where);
+  if (!std::ranges::equal(shape, event.shape)) {
+    fail(ErrorCode::format, "[{}] shape: expected that of its tensor, {}; got {}", where, event.shape.str(),
+         json(shape).dump());
+  }
   if (line.contains("width")) event.width = get<int64_t>(line, "width", where);
   if (event.width < 0 || (event.width > 0 && event.width < event.shape[event.shape.rank() - 1]))
     fail(ErrorCode::format, "[{}] width: expected at least what is kept, got {}", where, event.width);
@@ -193,6 +223,8 @@ TraceEvent parse_event(const json& line, Shards& shards, const std::string& wher
 
 // A declared site without an event, or an event twice, means that the capture went wrong.
 void check_complete(const Trace& trace) {
+  if (trace.events().empty())
+    fail(ErrorCode::format, "[{}] events: expected at least one, got none", trace.where);
   std::set<std::tuple<int, int, int, std::string, int64_t>> seen;
   std::set<std::string> sites;
   for (const TraceEvent& event : trace.events()) {
@@ -263,6 +295,10 @@ Trace Trace::open(const fs::path& directory) {
   trace.architecture = get<std::string>(model, "architecture", manifest_name);
   trace.layers = get<int64_t>(model, "layers", manifest_name);
   trace.config = get<json>(model, "config", manifest_name).dump();
+  if (model.contains("unread_keys"))
+    trace.unread_keys = get<std::vector<std::string>>(model, "unread_keys", manifest_name);
+  if (model.contains("weights_sha256"))
+    trace.weights_sha256 = get<std::map<std::string, std::string>>(model, "weights_sha256", manifest_name);
   trace.level = static_cast<int>(get<int64_t>(manifest, "level", manifest_name));
   if (trace.level < 0 || trace.level > 3)
     fail(ErrorCode::format, "[{}] level: expected 0 to 3, got {}", manifest_name, trace.level);
@@ -288,7 +324,17 @@ TraceWriter::TraceWriter(fs::path directory, std::string precision, TraceStorage
   std::error_code refused;
   fs::create_directories(directory_, refused);
   // The manifest is written last: a trace without one is not whole.
-  if (!refused) fs::remove(directory_ / "manifest.json", refused);
+  // What is left of an earlier one, its floor included, does not belong to this.
+  if (!refused) {
+    std::vector<fs::path> old;
+    for (const auto& each : fs::directory_iterator(directory_, refused)) {
+      const std::string name = each.path().filename().string();
+      if (name == "manifest.json" || name == "floor.json" ||
+          (name.starts_with("tensors-") && name.ends_with(".safetensors")))
+        old.push_back(each.path());
+    }
+    for (const fs::path& each : old) fs::remove(each, refused);
+  }
   lines_.open(directory_ / "events.jsonl", std::ios::binary);
   if (refused || !lines_)
     fail(ErrorCode::io, "[{}] create: expected a directory that can be written", directory_.string());

@@ -170,6 +170,50 @@ TEST(Diff, DamagedReferencesGiveNoVerdict) {
   EXPECT_EQ(diff(record_trace(model_of("mixtral"), options), stale, floor).verdict, Verdict::inconclusive);
 }
 
+// From disk on both sides, as diff runs.
+TEST(Diff, OtherWeightsAreSeenBeforeAnyTensor) {
+  const fs::path folder = fs::path(testing::TempDir()) / ("weights-" + std::to_string(::getpid()));
+  const Trace reference = Trace::open(captured("mixtral"));
+  TraceOptions options = follow(reference);
+  options.checksums = true;
+  record_trace_to(folder, model_of("mixtral"), options);
+  EXPECT_EQ(diff(Trace::open(folder), reference, Floor()).reason.find("the weights differ"),
+            std::string::npos);
+  std::ifstream stream(folder / "manifest.json");
+  std::string text{std::istreambuf_iterator<char>(stream), {}};
+  const size_t sum = text.find("model.safetensors\": \"") + 21;
+  text[sum] = text[sum] == '0' ? '1' : '0';
+  std::ofstream(folder / "manifest.json") << text;
+  const DiffReport report = diff(Trace::open(folder), reference, Floor());
+  EXPECT_EQ(report.verdict, Verdict::inconclusive);
+  EXPECT_EQ(report.reason, "the weights differ: model.safetensors");
+  fs::remove_all(folder);
+}
+
+// What an earlier trace left in the folder, its floor above all, is no part of the new one.
+TEST(Traces, LeaveNothingOfAnEarlierOne) {
+  const fs::path folder = fs::path(testing::TempDir()) / ("again-" + std::to_string(::getpid()));
+  fs::create_directories(folder);
+  fs::copy(captured("mixtral"), folder, fs::copy_options::overwrite_existing);
+  std::ofstream(folder / "tensors-00007.safetensors").close();
+  std::ofstream(folder / "notes.txt") << "mine";
+  TraceOptions options = follow(Trace::open(captured("mixtral")));
+  record_trace_to(folder, model_of("mixtral"), options);
+  EXPECT_FALSE(fs::exists(folder / "floor.json"));
+  EXPECT_FALSE(fs::exists(folder / "tensors-00007.safetensors"));
+  EXPECT_TRUE(fs::exists(folder / "notes.txt"));
+  EXPECT_NO_THROW(Trace::open(folder));
+  fs::remove_all(folder);
+}
+
+TEST(Faults, PlacesThatTheModelLacksAreRefused) {
+  TraceOptions options = follow(Trace::open(captured("llama")));
+  for (const char* fault : {"rope-flatten-heads@layer=77", "rope-flatten-heads@head=99"}) {
+    options.fault = fault;
+    EXPECT_THROW(record_trace(model_of("llama"), options), Error) << fault;
+  }
+}
+
 TEST(Diff, OtherTokensAreSeenBeforeAnyTensor) {
   const Trace reference = Trace::open(captured("llama"));
   TraceOptions options = follow(reference);
@@ -206,9 +250,14 @@ TEST(Replay, SeparatesInjectedFromInherited) {
 TEST(Traces, ComeBackFromDisk) {
   const fs::path folder = fs::path(testing::TempDir()) / ("trace-" + std::to_string(::getpid()));
   const Trace reference = Trace::open(captured("llama"));
-  const Trace ours = record_trace(model_of("llama"), follow(reference));
+  TraceOptions options = follow(reference);
+  options.checksums = true;
+  const Trace ours = record_trace(model_of("llama"), options);
   ours.save(folder);
   const Trace again = Trace::open(folder);
+  EXPECT_EQ(again.unread_keys, ours.unread_keys);
+  EXPECT_EQ(again.weights_sha256, ours.weights_sha256);
+  EXPECT_FALSE(again.weights_sha256.empty());
   ASSERT_EQ(again.events().size(), ours.events().size());
   for (size_t i = 0; i < ours.events().size(); ++i) {
     EXPECT_EQ(again.events()[i].name(), ours.events()[i].name());
@@ -269,6 +318,14 @@ TEST(Traces, RefuseWhatIsBroken) {
   replaces("manifest.json", "\"fed\": [", "\"fed\": [], \"other\": [");
   replaces("events.jsonl", "\"row\": 1", "\"row\": 7");
   replaces("events.jsonl", "\"axes\": \"T C\"", "\"axes\": \"T Z\"");
+  replaces("events.jsonl", "\"axes\": \"T C\"", "\"axes\": [\"T\", \"C\"]");
+  replaces("events.jsonl", "\"shape\": [", "\"shape\": [1, ");
+  replaces("events.jsonl", "\"site\": \"attn_norm\"", "\"site\": \"atn_norm\"");
+  replaces("manifest.json", "\"weights_sha256\": {", "\"weights_sha256\": {\"other\": 1, ");
+  refuses([&] {
+    std::ofstream(folder / "events.jsonl").close();
+    std::ofstream(folder / "manifest.json") << "{}";
+  });
   fs::remove_all(folder);
 }
 

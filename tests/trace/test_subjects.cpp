@@ -60,12 +60,28 @@ TEST(Subjects, TheSidesOfABrokenTransformersAreToldApart) {
   EXPECT_EQ(alone.verdict, Verdict::inconclusive);
   EXPECT_NE(alone.reason.find("disagree with each other at L00.q_rope of step 1"), std::string::npos)
       << alone.reason;
-  EXPECT_TRUE(alone.reason.ends_with(broken.engine + " stands alone there")) << alone.reason;
+  EXPECT_TRUE(
+      alone.reason.ends_with("the first (" + broken.engine + ", " + broken.where + ") stands alone there"))
+      << alone.reason;
   // With the parts changed the sound one is not blamed, and a faulty engine is.
   const DiffReport faulty = diff(broken, sound, ours, floor);
   EXPECT_EQ(faulty.verdict, Verdict::divergent);
   EXPECT_EQ(faulty.first->name(), "L00.q_rope");
   ASSERT_FALSE(faulty.notes.empty());
+}
+
+// What the references agree on before they part stands.
+TEST(Subjects, AFaultBeforeTheReferencesPartIsNamed) {
+  const Trace broken = Trace::open(subject("broken-transformers"));
+  const Trace sound = Trace::open(captured("mixtral"));
+  const Floor floor(captured("mixtral") / "floor.json", "f32/f32");
+  TraceOptions options = follow(sound);
+  options.fault = "gqa-tiled";
+  const DiffReport report = diff(record_trace(model_of("mixtral"), options), sound, broken, floor);
+  EXPECT_EQ(report.verdict, Verdict::divergent);
+  EXPECT_EQ(report.first->name(), "L00.scores");
+  EXPECT_TRUE(report.notes.back().find("part later: at L00.q_rope of step 1") != std::string::npos)
+      << report.notes.back();
 }
 
 // What Python kept of each row, against the same of our trace.

@@ -17,7 +17,8 @@ ENGINES = {"transformers": ".transformers_engine", "mlx-lm": ".mlx_engine", "lla
 
 def main():
     p = argparse.ArgumentParser(prog="python -m lockstep.capture", description=__doc__.split("\n")[0],
-                                epilog="see docs/trace-format.md for the format")
+                                epilog="Run with PYTHONPATH=python and the interpreter of scripts/reference-env. "
+                                "The format: docs/trace-format.md.")
     p.add_argument("--engine", choices=ENGINES, default="transformers")
     p.add_argument("--model", required=True)
     source = p.add_mutually_exclusive_group(required=True)
@@ -25,8 +26,8 @@ def main():
     source.add_argument("--ids-file", type=Path)
     source.add_argument("--follow", type=Path, help="the tokens of this trace, decode steps included")
     p.add_argument("--steps", type=int, default=0, help="decode steps after the prompt")
-    p.add_argument("--level", type=int, choices=[0, 1, 2, 3], default=2,
-                   help="0: logits, 1: layers, 2: every operation, 3: scores and experts too")
+    p.add_argument("--level", type=int, choices=[0, 1, 2, 3],
+                   help="0: logits, 1: layers, 2: every operation, 3: scores and experts too; default: 2, or that of --follow")
     p.add_argument("--layers", help="only the sites of these layers: N or FIRST-LAST")
     p.add_argument("--store", default="full", help="of each row keep all (full), some columns (sample:N) or random sums (sketch:N)")
     p.add_argument("--seed", type=int, default=0, help="of sample and sketch; must be that of the other trace")
@@ -43,11 +44,23 @@ def main():
         layers = parse_layers(options.layers) if options.layers else None
     except ValueError as error:
         p.error(str(error))
+    if options.steps < 0:
+        p.error(f"--steps: expected 0 or more, got {options.steps}")
+    if not Path(options.model).exists():
+        p.error(f"--model: expected a folder or a .gguf file, got {options.model}")
+    level = 2
     if options.follow:
-        rows = json.loads((options.follow / "manifest.json").read_text())["rows"]
-        prompts, steps = [r["ids"] for r in rows], [r["fed"] for r in rows]
+        try:
+            followed = json.loads((options.follow / "manifest.json").read_text())
+            prompts, steps = [r["ids"] for r in followed["rows"]], [r["fed"] for r in followed["rows"]]
+            level = followed["level"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            p.error(f"--follow: expected a trace, got {options.follow} ({type(error).__name__}: {error})")
     else:
-        text = options.ids if options.ids is not None else options.ids_file.read_text()
+        try:
+            text = options.ids if options.ids is not None else options.ids_file.read_text()
+        except (OSError, ValueError) as error:
+            p.error(f"--ids-file: {error}")
         try:
             prompts = [[int(i) for i in part.replace(",", " ").split()] for part in text.split(";")]
         except ValueError as error:
@@ -56,7 +69,7 @@ def main():
             p.error("--ids: expected at least one id a sequence")
         steps = options.steps
     floor = options.engine == "transformers" and not options.no_floor and not options.fault
-    capture(options.model, prompts, steps, options.level, options.out, floor, options.engine, kept, layers, options.fault)
+    capture(options.model, prompts, steps, level if options.level is None else options.level, options.out, floor, options.engine, kept, layers, options.fault)
 
 
 def parse_layers(text):
@@ -71,9 +84,16 @@ def capture(path, prompts, steps, level, out, floor, name="transformers", kept=N
     from . import storage
     from .trace import LEVELS, Writer
     engine = importlib.import_module(ENGINES[name], __package__)
-    model, taps = engine.load(path)
+    try:
+        model, taps = engine.load(path)
+    except Exception as error:    # of many libraries
+        sys.exit(f"{path}: {name} cannot load it: {type(error).__name__}: " + str(error).strip().split("\n")[0])
     if fault:
         taps.fault = fault
+    for row, prompt in enumerate(prompts):
+        for token in [*prompt, *([] if isinstance(steps, int) else steps[row])]:
+            if not 0 <= token < taps.vocab:
+                sys.exit(f"{path}: expected token ids from 0 to {taps.vocab - 1}, got {token} in sequence {row}")
     writer = Writer(out, kept or storage.FULL)
     rows, seen = [], set()
 
@@ -87,6 +107,8 @@ def capture(path, prompts, steps, level, out, floor, name="transformers", kept=N
                 writer.add(phase, step, row, position, layer, site, x)
         fed = engine.run(model, taps, prompt, steps if isinstance(steps, int) else steps[row], sink)
         rows.append({"ids": list(map(int, prompt)), "fed": fed})
+    if not writer.seq:
+        sys.exit(f"{out}: no site of level {level} lies in these layers")
     writer.finish({**engine.facts(path, model, taps), "level": level, "rows": rows, "sites": sorted(seen)})
     if floor:
         from . import floor as noise

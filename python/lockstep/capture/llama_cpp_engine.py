@@ -168,6 +168,7 @@ def load(path):
         sys.exit(f"{path}: no taps for {architecture}; there are some for {', '.join(SUPPORTED)}")
     taps = Taps(model)
     taps.log = log    # kept alive
+    taps.vocab = next(int(t.shape[1]) for t in GGUFReader(path).tensors if t.name == "token_embd.weight")
     return model, taps
 
 

@@ -32,6 +32,7 @@ class Wrapped:
 
 class Taps:
     def __init__(self, model, config):
+        self.vocab = config["vocab_size"]
         self.sink = None
         self.head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         body = model.model

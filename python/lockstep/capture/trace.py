@@ -42,7 +42,7 @@ class Writer:
     def __init__(self, folder, kept=storage.FULL):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for old in [*self.folder.glob("tensors-*.safetensors"), self.folder / "events.jsonl", self.folder / "manifest.json"]:
+        for old in [*self.folder.glob("tensors-*.safetensors"), *map(self.folder.joinpath, ("events.jsonl", "manifest.json", "floor.json"))]:
             old.unlink(missing_ok=True)
         self.events = open(self.folder / "events.jsonl", "w")
         self.kept = kept

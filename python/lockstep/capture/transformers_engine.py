@@ -28,6 +28,7 @@ class Taps:
         self.round_kv, self.round_linear, self.fault = False, None, None
         self.first = 0                 # position of the first row of this pass
         config = model.config
+        self.vocab = config.vocab_size
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         body = model.model
         for index, layer in enumerate(body.layers):
