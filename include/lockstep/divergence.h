@@ -221,8 +221,9 @@ struct CheckResult {
   bool held = false;
 };
 /// Bit-identity of repeated runs, and of the logits for threads, chunks, batches, reused prefixes, forks,
-/// decode against prefill. `length`: tokens of the random text they are tried on. `fault`: injected into the
-/// repeated runs.
+/// decode against prefill; and what attention, RoPE, grouped queries, experts and windows promise by
+/// definition. `length`: tokens of the random text they are tried on. `fault`: injected into the repeated
+/// runs and the latter.
 std::vector<CheckResult> check_model(const std::filesystem::path& model, const ModelOptions& options,
                                      KvType kv_type, int64_t length, const std::string& fault = {});
 

@@ -432,11 +432,12 @@ void declare_check(CLI::App& app) {
   verb->add_option("--length", flags->length, "tokens of the random text")
       ->check(in_range(int64_t{2}, int64_t{1} << 20))
       ->capture_default_str();
-  verb->add_option("--inject", flags->fault, "compute wrongly on purpose in the repeated runs, as for trace")
+  verb->add_option("--inject", flags->fault, "compute wrongly on purpose, as for trace")
       ->type_name("FAULT");
   verb->footer(
       "Logits must be the same, bit for bit, for any number of threads, chunks, batch and reuse of the "
-      "cache.\n"
+      "cache;\n"
+      "attention, RoPE, grouped queries, experts and windows must keep what they promise by definition.\n"
       "Exit status: 0 all held, 1 one is broken, 2 cannot conclude, 3 usage.\n"
       "Example:\n  lockstep check -m model.gguf");
   verb->callback([flags] { or_inconclusive([&] { run_check(*flags); }); });

@@ -6,6 +6,7 @@
 
 #include "lockstep/divergence.h"
 #include "tensor/fail.h"
+#include "trace/symmetries.h"
 
 namespace lockstep {
 namespace {
@@ -94,6 +95,7 @@ std::vector<CheckResult> check_model(const std::filesystem::path& path, const Mo
   add("after a rewind", same(warm.sync(ids).values(), last));
   Session copy = warm.fork();
   add("in a fork", same(copy.append({ids.data(), 1}).values(), warm.append({ids.data(), 1}).values()));
+  std::ranges::move(check_symmetries(path, options, kv_type, ids, fault), std::back_inserter(results));
   return results;
 }
 

@@ -7,6 +7,7 @@
 #include <functional>
 #include <limits>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "kernels/kernels.h"
@@ -350,9 +351,24 @@ TEST(Floors, ThatHideEverythingAreRefused) {
 }
 
 TEST(Check, HoldsForEveryArchitecture) {
-  for (const char* name : {"llama", "mistral", "mixtral", "qwen2"}) {
+  for (const char* name : {"llama", "llama-yarn", "mistral", "mixtral", "qwen2", "qwen2-window"}) {
     for (const CheckResult& each : check_model(model_of(name), {}, KvType::f16, 70))
       EXPECT_TRUE(each.held) << name << ": " << each.name;
+  }
+}
+
+// Faults that any reference-free check of their operation must see, and what it is called there.
+TEST(Check, FaultsBreakWhatTheyTouch) {
+  const std::tuple<const char*, const char*, const char*> cases[] = {
+      {"llama", "gqa-tiled", "attention to a single key returns its value, in every head"},
+      {"llama", "chunk-position", "equal tokens: a score depends on the distance of two positions alone"},
+      {"mixtral", "experts-swapped", "experts given every row make of each what they made of it among few"},
+  };
+  for (const auto& [model, fault, broken] : cases) {
+    int found = 0;
+    for (const CheckResult& each : check_model(model_of(model), {}, KvType::f32, 40, fault))
+      found += each.name == broken && !each.held ? 1 : 0;
+    EXPECT_EQ(found, 1) << model << ", " << fault;
   }
 }
 
