@@ -138,6 +138,13 @@ void KvCache::read_tile(int64_t layer, int64_t head, int64_t tile, float* k, flo
   }
 }
 
+KvCache::HalfTile KvCache::half_tile(int64_t layer, int64_t head, int64_t tile) const {
+  if (type_ != KvType::f16) return {};
+  const auto* halves =
+      reinterpret_cast<const uint16_t*>(layers_[layer][tile].get() + head * head_bytes_);
+  return {halves, halves + shape_.head_dim * kTile};
+}
+
 void KvCache::read_q8(const std::byte* head, float* k, float* v) const {
   const int64_t dim = shape_.head_dim;
   const int64_t blocks = q8_blocks(dim);

@@ -28,6 +28,13 @@ class KvCache {
   void read_tile(int64_t layer, int64_t head, int64_t tile, float* k, float* v,
                  const kernels::Table& kernels) const;
 
+  /// The same tile where it lies, as f16; null unless that is the element type.
+  struct HalfTile {
+    const uint16_t* k = nullptr;  // [D, 64]
+    const uint16_t* v = nullptr;  // [64, padded_dim]
+  };
+  HalfTile half_tile(int64_t layer, int64_t head, int64_t tile) const;
+
   /// Lets go of tiles that no position from `length` on can see. Tiles come into being on write.
   void drop_before(int64_t length);
   /// Forgets positions from `length` on. False if the window has already let go of what a token at

@@ -24,10 +24,11 @@ void ModelFlags::declare(CLI::App& verb, bool session) {
   verb.add_option("-t,--threads", threads, "threads; 0: as many as this machine gives the process")
       ->check(in_range(0, 1024));
   verb.add_option("--precision", precision,
-                  "f32: all in f32; exact: 16-bit fixed point where weights are integers")
+                  "f32: all in f32; exact: 16-bit fixed point where weights are integers; fast: 8 bits where that does "
+                  "little harm")
       ->check(taken_by([](const std::string& name) { parse_precision(name); }))
       ->capture_default_str();
-  verb.add_option("--isa", isa, "kernels to use: avx512, avx2 or scalar; default: the best here");
+  verb.add_option("--isa", isa, "kernels to use: avx512bf16, avx512, avx2 or scalar; default: the best here");
   if (!session) return;
   verb.add_option("-c,--context", context, "most tokens in the session; 0: the model's own limit")
       ->check(in_range(int64_t{0}, (int64_t{1} << 31) - 1));

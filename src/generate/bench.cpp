@@ -96,7 +96,8 @@ MachineLimits measure_limits(int threads, const std::string& isa) {
   constexpr int64_t kRounds = 2'000'000;
   limits.f32_gops = best_rate(pool, [&](int64_t) { return table.peak_f32(kRounds); });
   limits.int8_gops = best_rate(pool, [&](int64_t) { return table.peak_int8(kRounds); });
-  limits.bf16_gops = best_rate(pool, [&](int64_t) { return kernels::peak_bf16(kRounds); });
+  if (table.peak_bf16 != nullptr)
+    limits.bf16_gops = best_rate(pool, [&](int64_t) { return table.peak_bf16(kRounds); });
   return limits;
 }
 

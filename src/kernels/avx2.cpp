@@ -19,6 +19,8 @@ namespace {
 constexpr std::string_view kName = "avx2";
 constexpr int kRowTile = 4;       // rows of activations that share an unpacked weight, f32
 constexpr int kRowTileFixed = 2;  // the same in fixed point, where a row needs two sums
+constexpr int kPanelTile = 1;     // panels that share a broadcast activation
+constexpr int kQueryTile = 1;
 constexpr int kPeakSums = 5;      // of two registers each
 
 // 16 floats, 16 int32, 64 bytes.
@@ -55,6 +57,15 @@ inline I round_to_int(F x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32
 inline void store_int(int32_t* p, I x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.a);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), x.b);
+}
+// Of values that fit a byte.
+inline void store_bytes(int8_t* p, I x) {
+  const __m256i low = _mm256_set1_epi32(0xFF);
+  // Packing works within halves of 128 bits: the order is put right afterwards.
+  const __m256i words = _mm256_packus_epi32(_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low));
+  const __m256i bytes = _mm256_packus_epi16(words, words);
+  const __m256i ordered = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(ordered));
 }
 inline F to_float(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 // x * 2^n for n in [-126, 127].
@@ -105,6 +116,15 @@ inline F load_bf16(const void* p) {
   const auto* half = static_cast<const __m128i*>(p);
   return {widen_bf16(_mm_loadu_si128(half)), widen_bf16(_mm_loadu_si128(half + 1))};
 }
+// The first or second of 16 pairs.
+inline F load_bf16_pair(const void* p, int i) {
+  const auto* bytes = static_cast<const __m256i*>(p);
+  const auto pick = [&](__m256i pairs) {
+    return _mm256_castsi256_ps(i == 0 ? _mm256_slli_epi32(pairs, 16)
+                                      : _mm256_and_si256(pairs, _mm256_set1_epi32(-65536)));
+  };
+  return {pick(_mm256_loadu_si256(bytes)), pick(_mm256_loadu_si256(bytes + 1))};
+}
 inline F load_u8(const void* p) {
   const __m128i x = _mm_loadu_si128(static_cast<const __m128i*>(p));
   return to_float(I{_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128(x, 8))});
@@ -139,12 +159,14 @@ constexpr bool kSplitBytes = true;
 constexpr int dot_run(int bits) { return bits <= 4 ? 8 : 1 << (7 - bits); }
 using Dot = I;
 inline Dot dot_zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-inline Dot dot(Dot sum, B codes, const int8_t* x) {
+inline B broadcast_quad(const int8_t* x) {
   int32_t quad;
   std::memcpy(&quad, x, 4);
-  const __m256i broadcast = _mm256_set1_epi32(quad);
-  return {_mm256_add_epi16(sum.a, _mm256_maddubs_epi16(codes.a, broadcast)),
-          _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(codes.b, broadcast))};
+  return {_mm256_set1_epi32(quad), _mm256_set1_epi32(quad)};
+}
+inline Dot dot(Dot sum, B codes, B x) {
+  return {_mm256_add_epi16(sum.a, _mm256_maddubs_epi16(codes.a, x.a)),
+          _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(codes.b, x.b))};
 }
 inline I dot_sum(Dot sum) {
   const __m256i ones = _mm256_set1_epi16(1);
@@ -155,6 +177,8 @@ inline I set1_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x
 inline I operator+(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 inline I operator-(I x, I y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
 inline I shift_left(I x, int n) { return {_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)}; }
+// Of signed numbers.
+inline I shift_right(I x, int n) { return {_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)}; }
 
 #include "kernels/generic/all.h"
 

@@ -19,6 +19,8 @@ namespace {
 constexpr std::string_view kName = "avx512";
 constexpr int kRowTile = 8;       // rows of activations that share an unpacked weight, f32
 constexpr int kRowTileFixed = 4;  // the same in fixed point, where a row needs two sums
+constexpr int kPanelTile = 2;     // panels that share a broadcast activation
+constexpr int kQueryTile = 4;     // queries that share loaded keys
 constexpr int kPeakSums = 10;     // five cycles, two a cycle
 
 // 16 floats, 16 int32, 64 bytes.
@@ -47,6 +49,10 @@ inline F min(F x, F y) { return {_mm512_min_ps(x.v, y.v)}; }
 inline F abs(F x) { return {_mm512_abs_ps(x.v)}; }
 inline I round_to_int(F x) { return {_mm512_cvtps_epi32(x.v)}; }
 inline void store_int(int32_t* p, I x) { _mm512_storeu_si512(p, x.v); }
+// Of values that fit a byte.
+inline void store_bytes(int8_t* p, I x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(x.v));
+}
 inline F to_float(I x) { return {_mm512_cvtepi32_ps(x.v)}; }
 // x * 2^n for n in [-126, 127].
 inline F scale_by_power(F x, I n) {
@@ -85,6 +91,12 @@ inline void store_f16(void* p, F x) {
 inline F load_bf16(const void* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_256(p)), 16))};
 }
+// The first or second of 16 pairs.
+inline F load_bf16_pair(const void* p, int i) {
+  const __m512i pairs = _mm512_loadu_si512(p);
+  return {_mm512_castsi512_ps(i == 0 ? _mm512_slli_epi32(pairs, 16)
+                                     : _mm512_and_si512(pairs, _mm512_set1_epi32(-65536)))};
+}
 inline F load_u8(const void* p) { return to_float(I{_mm512_cvtepu8_epi32(load_128(p))}); }
 inline F load_i8(const void* p) { return to_float(I{_mm512_cvtepi8_epi32(load_128(p))}); }
 
@@ -108,16 +120,19 @@ constexpr int dot_run(int) { return 8; }
 using Dot = I;
 inline I int_zero() { return {_mm512_setzero_si512()}; }
 inline Dot dot_zero() { return int_zero(); }
-inline Dot dot(Dot sum, B codes, const int8_t* x) {
+inline B broadcast_quad(const int8_t* x) {
   int32_t quad;
   std::memcpy(&quad, x, 4);
-  return {_mm512_dpbusd_epi32(sum.v, codes.v, _mm512_set1_epi32(quad))};
+  return {_mm512_set1_epi32(quad)};
 }
+inline Dot dot(Dot sum, B codes, B x) { return {_mm512_dpbusd_epi32(sum.v, codes.v, x.v)}; }
 inline I dot_sum(Dot sum) { return sum; }
 inline I set1_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
 inline I operator+(I x, I y) { return {_mm512_add_epi32(x.v, y.v)}; }
 inline I operator-(I x, I y) { return {_mm512_sub_epi32(x.v, y.v)}; }
 inline I shift_left(I x, int n) { return {_mm512_slli_epi32(x.v, static_cast<unsigned>(n))}; }
+// Of signed numbers.
+inline I shift_right(I x, int n) { return {_mm512_srai_epi32(x.v, static_cast<unsigned>(n))}; }
 
 #include "kernels/generic/all.h"
 

@@ -1,16 +1,77 @@
-// AVX-512 BF16: so far only its limit is measured.
+// AVX-512 with BF16: the AVX-512 kernels, and products of bf16 pairs besides.
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstddef>
+#include <cstring>
 #include <utility>
 
 #include "kernels/kernels.h"
 #include "kernels/region.h"
+#include "kernels/tables.h"
 
 LOCKSTEP_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512bf16")
 
 namespace lockstep::kernels {
 namespace {
+
+constexpr int64_t kLanes = quant::kPanelRows;
+
+// x: pairs of columns of R rows; at: panels of pairs. acc += pairs of one unit.
+template <int R, int P>
+void pair_rows(const LinearArgs& args, int64_t panel, int64_t row) {
+  const std::byte* at = args.weight->panel(panel);
+  const int64_t panel_bytes = args.weight->panel_bytes;
+  const uint16_t* x = args.x_bf16 + row * args.x_stride;
+  __m512 acc[P][R];
+  for (int p = 0; p < P; ++p) {
+    for (int r = 0; r < R; ++r) acc[p][r] = _mm512_setzero_ps();
+  }
+  for (int64_t k = 0; k < args.weight->columns; k += 2, at += 64) {
+    __m512i weights[P];
+    for (int p = 0; p < P; ++p) {
+      weights[p] = _mm512_loadu_si512(at + p * panel_bytes);
+      if (row == 0) __builtin_prefetch(at + p * panel_bytes + 4096);
+    }
+    for (int r = 0; r < R; ++r) {
+      int32_t pair;
+      std::memcpy(&pair, x + r * args.x_stride + k, 4);
+      const auto value = (__m512bh)_mm512_set1_epi32(pair);
+      for (int p = 0; p < P; ++p)
+        acc[p][r] = _mm512_dpbf16_ps(acc[p][r], (__m512bh)weights[p], value);
+    }
+  }
+  for (int p = 0; p < P; ++p) {
+    const int64_t first = (panel + p) * kLanes;
+    const int64_t count = std::min(kLanes, args.weight->rows - first);
+    const auto lanes = static_cast<__mmask16>((1U << count) - 1);
+    for (int r = 0; r < R; ++r)
+      _mm512_mask_storeu_ps(args.y + (row + r) * args.y_stride + first, lanes, acc[p][r]);
+  }
+}
+
+template <int P>
+void pair_panels(const LinearArgs& args, int64_t panel) {
+  int64_t row = 0;
+  for (; row + 8 <= args.rows; row += 8) pair_rows<8, P>(args, panel, row);
+  if (row + 4 <= args.rows) pair_rows<4, P>(args, panel, row), row += 4;
+  if (row + 2 <= args.rows) pair_rows<2, P>(args, panel, row), row += 2;
+  if (row < args.rows) pair_rows<1, P>(args, panel, row);
+}
+
+void linear_bf16(const LinearArgs& args, int64_t begin, int64_t end) {
+  for (; begin + 2 <= end; begin += 2) pair_panels<2>(args, begin);
+  if (begin < end) pair_panels<1>(args, begin);
+}
+
+void to_bf16(const float* x, int64_t n, uint16_t* y) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const auto lanes = static_cast<__mmask16>(n - i >= kLanes ? 0xFFFF : (1U << (n - i)) - 1);
+    const __m512 values = _mm512_maskz_loadu_ps(lanes, x + i);
+    _mm256_mask_storeu_epi16(y + i, lanes, (__m256i)_mm512_cvtneps_pbh(values));
+  }
+  if (n % 2 != 0) y[n] = 0;
+}
 
 constexpr int kSums = 10;  // latency of five cycles, two a cycle
 
@@ -24,6 +85,7 @@ int64_t multiply_pairs(int64_t rounds, std::index_sequence<S...>) {
   // The result must matter, or the compiler leaves the loop out.
   return _mm512_cvtss_f32(total) >= 0 ? rounds * kSums * 32 * 2 : 0;
 }
+int64_t peak_bf16(int64_t rounds) { return multiply_pairs(rounds, std::make_index_sequence<kSums>()); }
 
 }  // namespace
 }  // namespace lockstep::kernels
@@ -32,8 +94,18 @@ LOCKSTEP_TARGET_END
 
 namespace lockstep::kernels {
 
-int64_t peak_bf16(int64_t rounds) {
-  return __builtin_cpu_supports("avx512bf16") ? multiply_pairs(rounds, std::make_index_sequence<kSums>()) : 0;
+bool avx512bf16_runs_here() { return avx512_runs_here() && __builtin_cpu_supports("avx512bf16"); }
+
+const Table& avx512bf16() {
+  static const Table table = [] {
+    Table with_pairs = kAvx512;
+    with_pairs.isa = "avx512bf16";
+    with_pairs.linear_bf16 = linear_bf16;
+    with_pairs.to_bf16 = to_bf16;
+    with_pairs.peak_bf16 = peak_bf16;
+    return with_pairs;
+  }();
+  return table;
 }
 
 }  // namespace lockstep::kernels

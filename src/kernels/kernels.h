@@ -14,15 +14,22 @@
 
 namespace lockstep::kernels {
 
-/// Activations as 16-bit fixed point per block of 32 columns, in two int8 planes:
-/// x[t, k] ~ scale[t, k / 32] * (256 * high[t, k] + low[t, k]), |256 * high + low| <= 32639.
-/// Blocks are padded with zeros up to a multiple of 32 columns.
-struct Fixed16 {
+/// Activations as fixed point in blocks of 32 columns, padded with zeros up to a multiple of 32.
+/// Two int8 planes, 16 bits: x[t, k] ~ scale[t, k / 32] * (256 * high[t, k] + low[t, k]), |...| <= 32639.
+/// One plane, 8 bits: x[t, k] ~ scale[t, k / 16] * high[t, k], |high| <= 127.
+struct FixedPoint {
   int64_t blocks = 0;            // of 32 columns, per row
   const int8_t* high = nullptr;  // [T, blocks * 32]
-  const int8_t* low = nullptr;   // [T, blocks * 32]
-  const float* scale = nullptr;  // [T, blocks]
-  const int32_t* sum = nullptr;  // [T, blocks, 2]: sums of the values over each half block of 16
+  const int8_t* low = nullptr;   // [T, blocks * 32]; null: one plane
+  const float* scale = nullptr;  // [T, blocks]; one plane: [T, blocks, 2]
+  const int32_t* sum = nullptr;  // [T, blocks, 2]: sums of the integers over each half block of 16
+};
+/// Where one row of it is written.
+struct FixedRow {
+  int8_t* high = nullptr;
+  int8_t* low = nullptr;  // null: one plane
+  float* scale = nullptr;
+  int32_t* sum = nullptr;
 };
 
 /// One product y[t, n] = sum_k x[t, k] * W[n, k] over panels of 16 rows of W.
@@ -30,25 +37,31 @@ struct LinearArgs {
   const quant::PanelMatrix* weight = nullptr;  // [N, K]
   int64_t rows = 0;                            // T
   const float* x = nullptr;                    // [T, K]; used by `linear_f32`
+  const uint16_t* x_bf16 = nullptr;            // [T, K], K even by a zero; used by `linear_bf16`
   int64_t x_stride = 0;                        // in elements
-  Fixed16 fixed;                               // of x; used by `linear_fixed16`
+  FixedPoint fixed;                            // of x; used by `linear_fixed`
   float* y = nullptr;                          // [T, N]
   int64_t y_stride = 0;                        // in elements
 };
 
+/// Attention of some queries to some of the keys, not yet divided by the total.
+struct AttentionPart {
+  float* peak = nullptr;   // [queries]: largest score, -inf where no key was seen
+  float* total = nullptr;  // [queries]: sum of exp(score - peak)
+  float* out = nullptr;    // [queries, D]: sum of exp(score - peak) * value
+};
+
 /// Queries of one KV head against one tile of 64 keys: what the tile alone yields.
-struct AttentionTileArgs {
+struct AttentionTileArgs : AttentionPart {
   int64_t queries = 0;             // rows of one session times query heads of the group
   int64_t head_dim = 0;            // D
   const float* q = nullptr;        // [queries, D], already scaled
-  const float* k = nullptr;        // [D, 64]: keys transposed, so that a lane is a key
-  const float* v = nullptr;        // [64, v_stride]
+  bool half = false;               // k and v are f16, else f32
+  const void* k = nullptr;         // [D, 64]: keys transposed, so that a lane is a key
+  const void* v = nullptr;         // [64, v_stride]
   int64_t v_stride = 0;            // D rounded up to 16, so that loads stay inside
   const int32_t* first = nullptr;  // [queries]: the keys first[i] <= j < last[i] of the tile count
   const int32_t* last = nullptr;   // [queries]; no key if last[i] <= first[i]
-  float* peak = nullptr;           // [queries]: largest score
-  float* total = nullptr;          // [queries]: sum of exp(score - peak)
-  float* out = nullptr;            // [queries, D]: sum of exp(score - peak) * value
 };
 
 struct Table {
@@ -57,11 +70,16 @@ struct Table {
   /// Products in f32 on the weights dequantised exactly as the reference does; one accumulator an
   /// output, k ascending, fused multiply-add. Panels [begin, end).
   void (*linear_f32)(const LinearArgs& args, int64_t begin, int64_t end);
-  /// Products of stored codes with Fixed16 activations: integer sums within a block, blocks in
-  /// ascending k, f32 across blocks. Only for integer panel formats.
-  void (*linear_fixed16)(const LinearArgs& args, int64_t begin, int64_t end);
-  /// Rounds one row of `columns` values to Fixed16 (row 0 of the given arrays).
-  void (*to_fixed16)(const float* x, int64_t columns, int8_t* high, int8_t* low, float* scale, int32_t* sum);
+  /// Products of stored codes with fixed-point activations: integer sums within a block (one plane: half a
+  /// block), blocks in ascending k, f32 across blocks. Only for integer panel formats.
+  void (*linear_fixed)(const LinearArgs& args, int64_t begin, int64_t end);
+  /// Rounds one row of `columns` values to fixed point.
+  void (*to_fixed)(const float* x, int64_t columns, const FixedRow& out);
+  /// Products of bf16 weights with bf16 activations, pairs of columns at a time in ascending k, summed in f32
+  /// as the processor's instruction does. Null where it has none.
+  void (*linear_bf16)(const LinearArgs& args, int64_t begin, int64_t end);
+  /// Rounds n values to bf16 (nearest even), and writes a zero behind an odd number. Null like linear_bf16.
+  void (*to_bf16)(const float* x, int64_t n, uint16_t* y);
   /// y = x / sqrt(mean(x^2) + eps) * weight; weight may be null. The mean sums 16 lanes.
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* y);
   /// Rotates pairs (x[i], x[i + half]) by the angle whose cosine and sine are given, in place.
@@ -74,9 +92,9 @@ struct Table {
   void (*add)(float* x, const float* y, int64_t n);
   /// Scores, weights and weighted values of one tile; keys and head_dim in ascending order.
   void (*attention_tile)(const AttentionTileArgs& args);
-  /// Merges a tile's result into running peak [queries] (-inf at the start), total and out (0).
-  /// Tiles come in ascending order; a query without keys in the tile is left alone.
-  void (*attention_merge)(const AttentionTileArgs& tile, float* peak, float* total, float* out);
+  /// Merges a part into what was there before it (peak -inf, total and out 0 at the start). Parts come in
+  /// ascending order of their keys; a query that saw none in the part is left alone.
+  void (*attention_merge)(const AttentionPart& part, int64_t queries, int64_t head_dim, const AttentionPart& into);
   /// f16 to f32 and back (round to nearest even); n elements.
   void (*f16_to_f32)(const uint16_t* x, float* y, int64_t n);
   void (*f32_to_f16)(const float* x, uint16_t* y, int64_t n);
@@ -84,10 +102,9 @@ struct Table {
   /// arithmetic limit of one thread. Returns the operations done, a product and a sum being two.
   int64_t (*peak_f32)(int64_t rounds);
   int64_t (*peak_int8)(int64_t rounds);
+  /// Of products of bf16 pairs. Null like linear_bf16.
+  int64_t (*peak_bf16)(int64_t rounds);
 };
-
-/// The same for products of bf16 pairs; 0 where the processor has no such instruction.
-int64_t peak_bf16(int64_t rounds);
 
 /// Tables this processor can run, best first; the last is always "scalar".
 std::span<const Table* const> available();

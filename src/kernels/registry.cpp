@@ -11,6 +11,7 @@ std::span<const Table* const> available() {
   static const std::vector<const Table*> tables = [] {
     std::vector<const Table*> found;
 #if defined(__x86_64__)
+    if (avx512bf16_runs_here()) found.push_back(&avx512bf16());
     if (avx512_runs_here()) found.push_back(&kAvx512);
     if (avx2_runs_here()) found.push_back(&kAvx2);
 #endif

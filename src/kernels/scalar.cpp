@@ -15,6 +15,8 @@ namespace {
 constexpr std::string_view kName = "scalar";
 constexpr int kRowTile = 4;
 constexpr int kRowTileFixed = 2;
+constexpr int kPanelTile = 1;
+constexpr int kQueryTile = 1;
 constexpr int kPeakSums = 2;
 
 // 16 floats, 16 int32, 64 bytes.
@@ -78,6 +80,10 @@ inline I round_to_int(F x) {
   });
 }
 inline void store_int(int32_t* p, I x) { std::copy_n(x.v, 16, p); }
+// Of values that fit a byte.
+inline void store_bytes(int8_t* p, I x) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(static_cast<uint8_t>(x.v[i]));
+}
 inline F to_float(I x) {
   return lanes([&](int i) { return static_cast<float>(x.v[i]); });
 }
@@ -122,6 +128,12 @@ inline F load_bf16(const void* p) {
   std::memcpy(half, p, sizeof(half));
   return lanes([&](int i) { return bf16_value(half[i]); });
 }
+// The first or second of 16 pairs.
+inline F load_bf16_pair(const void* p, int i) {
+  uint16_t half[32];
+  std::memcpy(half, p, sizeof(half));
+  return lanes([&](int lane) { return bf16_value(half[2 * lane + i]); });
+}
 inline F load_u8(const void* p) {
   return lanes([&](int i) { return static_cast<float>(static_cast<const uint8_t*>(p)[i]); });
 }
@@ -159,9 +171,12 @@ inline I int_zero() {
   return lanes<I>([](int) { return 0; });
 }
 inline Dot dot_zero() { return int_zero(); }
-inline Dot dot(Dot sum, B codes, const int8_t* x) {
+inline B broadcast_quad(const int8_t* x) {
+  return lanes<B>([&](int i) { return static_cast<uint8_t>(x[i % 4]); });
+}
+inline Dot dot(Dot sum, B codes, B x) {
   for (int lane = 0; lane < 16; ++lane) {
-    for (int i = 0; i < 4; ++i) sum.v[lane] += codes.v[4 * lane + i] * x[i];
+    for (int i = 0; i < 4; ++i) sum.v[lane] += codes.v[4 * lane + i] * static_cast<int8_t>(x.v[i]);
   }
   return sum;
 }
@@ -179,6 +194,10 @@ inline I operator-(I x, I y) {
 }
 inline I shift_left(I x, int n) {
   return lanes<I>([&](int i) { return static_cast<int32_t>(bits(x.v[i]) << n); });
+}
+// Of signed numbers.
+inline I shift_right(I x, int n) {
+  return lanes<I>([&](int i) { return x.v[i] >> n; });
 }
 
 #include "kernels/generic/all.h"

@@ -12,6 +12,9 @@ extern const Table kAvx2;
 extern const Table kAvx512;
 bool avx2_runs_here();
 bool avx512_runs_here();
+/// kAvx512 with products of bf16 pairs.
+const Table& avx512bf16();
+bool avx512bf16_runs_here();
 #endif
 
 }  // namespace lockstep::kernels

@@ -40,9 +40,10 @@ std::shared_ptr<const quant::PackedWeight> Binder::pack(std::span<const StoredTe
   return packed;
 }
 
-nn::Linear Binder::linear(const std::string& name, int64_t out, int64_t in, bool bias) {
+nn::Linear Binder::linear(const std::string& name, nn::Role role, int64_t out, int64_t in, bool bias) {
   nn::Linear layer;
   layer.runtime = &runtime_;
+  layer.role = role;
   layer.weight = pack({&take(name + ".weight", {out, in}), 1});
   account_.row_weights += static_cast<double>(out * in);
   if (bias) layer.bias = vector(name + ".bias", out);
@@ -51,7 +52,7 @@ nn::Linear Binder::linear(const std::string& name, int64_t out, int64_t in, bool
 
 nn::Linear Binder::embedding(const std::string& name, int64_t vocab, int64_t hidden) {
   const double one_row = 1.0 / static_cast<double>(vocab);
-  return {&runtime_, pack({&take(name + ".weight", {vocab, hidden}, one_row), 1}), {}};
+  return {&runtime_, nn::Role::head, pack({&take(name + ".weight", {vocab, hidden}, one_row), 1}), {}};
 }
 
 std::vector<float> Binder::vector(const std::string& name, int64_t n) {
@@ -93,7 +94,7 @@ nn::Linear Binder::head(const nn::Linear& embedding, bool tied) {
   const int64_t vocab = embedding.out_features();
   const int64_t hidden = embedding.in_features();
   account_.head_weights = vocab * hidden;
-  if (!tied) return {&runtime_, pack({&take("lm_head.weight", {vocab, hidden}), 1}), {}};
+  if (!tied) return {&runtime_, nn::Role::head, pack({&take("lm_head.weight", {vocab, hidden}), 1}), {}};
   account_.row_bytes += static_cast<double>(embedding.weight->stored_bytes());
   const StoredTensor* stored = checkpoint_.find("lm_head.weight");
   if (stored != nullptr) {

@@ -26,7 +26,7 @@ class Binder {
   bool has(std::string_view name) const { return checkpoint_.find(name) != nullptr; }
 
   /// `name`.weight [out, in] and, if `bias`, `name`.bias [out].
-  nn::Linear linear(const std::string& name, int64_t out, int64_t in, bool bias = false);
+  nn::Linear linear(const std::string& name, nn::Role role, int64_t out, int64_t in, bool bias = false);
   /// The embedding table `name`.weight [vocab, hidden], of which a token reads one row.
   nn::Linear embedding(const std::string& name, int64_t vocab, int64_t hidden);
   /// A vector [n], as f32.

@@ -90,7 +90,7 @@ void Mixtral::bind_experts(Binder& binder, const std::string& layer, Layer& w) c
   w.experts.runtime = &runtime_;
   const std::string joint = layer + "mlp.experts.";
   if (binder.has(joint + "gate_up_proj")) {
-    w.router = binder.linear(layer + "mlp.gate", experts_, hidden);
+    w.router = binder.linear(layer + "mlp.gate", nn::Role::router, experts_, hidden);
     w.experts.gate = binder.expert_rows(joint + "gate_up_proj", {experts_, 2 * width, hidden}, 0, width);
     w.experts.up = binder.expert_rows(joint + "gate_up_proj", {experts_, 2 * width, hidden}, width, width);
     w.experts.down = binder.expert_rows(joint + "down_proj", {experts_, hidden, width}, 0, hidden);
@@ -102,7 +102,7 @@ void Mixtral::bind_experts(Binder& binder, const std::string& layer, Layer& w) c
         block + "switch_mlp." + stacked,
         [&](int64_t e) { return block + "experts." + std::to_string(e) + "." + single; }, experts_, out, in);
   };
-  w.router = binder.linear(block + "gate", experts_, hidden);
+  w.router = binder.linear(block + "gate", nn::Role::router, experts_, hidden);
   w.experts.gate = experts("gate_proj", "w1", width, hidden);
   w.experts.up = experts("up_proj", "w3", width, hidden);
   w.experts.down = experts("down_proj", "w2", hidden, width);

@@ -24,12 +24,19 @@ struct Model::State {
   std::vector<int32_t> end_ids;
 };
 
-std::string_view precision_name(Precision precision) { return precision == Precision::f32 ? "f32" : "exact"; }
+std::string_view precision_name(Precision precision) {
+  switch (precision) {
+    case Precision::f32: return "f32";
+    case Precision::exact: return "exact";
+    default: return "fast";
+  }
+}
 
 Precision parse_precision(std::string_view name) {
-  if (name == "f32") return Precision::f32;
-  if (name == "exact") return Precision::exact;
-  fail(ErrorCode::invalid_argument, "[precision] name: expected f32 or exact, got {}", name);
+  for (const Precision precision : {Precision::f32, Precision::exact, Precision::fast}) {
+    if (precision_name(precision) == name) return precision;
+  }
+  fail(ErrorCode::invalid_argument, "[precision] name: expected f32, exact or fast, got {}", name);
 }
 
 namespace {

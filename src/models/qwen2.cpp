@@ -81,9 +81,9 @@ Qwen2::Qwen2(Binder& binder)
     w.attn_norm = binder.vector(prefix + "input_layernorm.weight", sizes_.hidden);
     w.attn = bind_attention(binder, prefix + "self_attn.", sizes_, {.qkv = true, .o = false});
     w.ffn_norm = binder.vector(prefix + "post_attention_layernorm.weight", sizes_.hidden);
-    w.gate = binder.linear(prefix + "mlp.gate_proj", sizes_.intermediate, sizes_.hidden);
-    w.up = binder.linear(prefix + "mlp.up_proj", sizes_.intermediate, sizes_.hidden);
-    w.down = binder.linear(prefix + "mlp.down_proj", sizes_.hidden, sizes_.intermediate);
+    w.gate = binder.linear(prefix + "mlp.gate_proj", nn::Role::gate, sizes_.intermediate, sizes_.hidden);
+    w.up = binder.linear(prefix + "mlp.up_proj", nn::Role::up, sizes_.intermediate, sizes_.hidden);
+    w.down = binder.linear(prefix + "mlp.down_proj", nn::Role::down, sizes_.hidden, sizes_.intermediate);
     binder.ignore(prefix + "self_attn.rotary_emb.inv_freq");
   }
   final_norm_ = binder.vector("model.norm.weight", sizes_.hidden);

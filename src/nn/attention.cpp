@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
+#include <vector>
 
 #include "nn/inner_attention.h"
 
@@ -11,6 +13,11 @@ namespace {
 constexpr int64_t kTile = KvCache::kTile;
 // Rows of one session that share a pass over its tiles.
 constexpr int64_t kRowsTogether = 16;
+// Tiles that are merged among themselves before they are merged with the rest. Fixed, and counted from
+// position 0, so that threads may take them apart without changing a result.
+constexpr int64_t kTilesTogether = 16;
+// From here on it pays to turn a tile to f32 once for all queries.
+constexpr int64_t kManyQueries = 12;
 
 // Up to kRowsTogether rows of a run, with the query heads of one KV head.
 struct Item {
@@ -20,70 +27,172 @@ struct Item {
   int64_t kv_head;
 };
 
-// Scratch of one item. Q = rows * group queries.
-struct Scratch {
-  Scratch(int64_t queries, int64_t dim, int64_t padded)
-      : q({queries, dim}),
-        k({dim, kTile}),
-        v({kTile, padded}),
-        part({queries, dim}),
-        sums(Tensor::zeros({queries, dim})),
-        first(static_cast<size_t>(queries)),
-        last(static_cast<size_t>(queries)),
-        tile_peak(static_cast<size_t>(queries)),
-        tile_total(static_cast<size_t>(queries)),
-        peak(static_cast<size_t>(queries), -std::numeric_limits<float>::infinity()),
-        total(static_cast<size_t>(queries), 0.0F) {}
+// Attention of Q queries to some keys.
+struct Part {
+  Part(int64_t queries, int64_t dim) : peak({queries}), total({queries}), out({queries, dim}) {}
 
-  Tensor q, k, v, part, sums;
-  std::vector<int32_t> first, last;                       // [Q]
-  std::vector<float> tile_peak, tile_total, peak, total;  // [Q]
+  void clear() {
+    std::ranges::fill(peak.values(), -std::numeric_limits<float>::infinity());
+    std::ranges::fill(total.values(), 0.0F);
+    std::ranges::fill(out.values(), 0.0F);
+  }
+  kernels::AttentionPart view() { return {peak.data(), total.data(), out.data()}; }
+
+  Tensor peak, total;  // [Q]
+  Tensor out;          // [Q, D]
 };
 
-void attend(const Item& item, const Tensor& q, int64_t layer, float scale, const Runtime& runtime,
-            Tensor& out) {
-  const KvCache& cache = *item.run->cache;
-  const int64_t dim = q.shape()[2];
-  const int64_t group = q.shape()[1] / cache.shape().kv_heads;
-  const int64_t queries = item.rows * group;
-  const int64_t window = cache.window(layer);
-  const int64_t row = item.run->first_row + item.first_row;
+// Tiles that the rows of an item see, and the blocks they lie in.
+struct Tiles {
+  int64_t first, last;
+};
+Tiles tiles_of(const Item& item, int64_t layer) {
   const int64_t position = item.run->first_position + item.first_row;
-  Scratch s(queries, dim, cache.padded_dim());
-  for (int64_t r = 0; r < item.rows; ++r) {
-    const float* heads = q.row(row + r) + item.kv_head * group * dim;
-    for (int64_t i = 0; i < group * dim; ++i) s.q.data()[r * group * dim + i] = heads[i] * scale;
+  const int64_t window = item.run->cache->window(layer);
+  return {window == 0 ? 0 : std::max<int64_t>(0, position - window + 1) / kTile,
+          (position + item.rows - 1) / kTile};
+}
+
+int64_t group_of(const Item& item, const Tensor& q) {
+  return q.shape()[1] / item.run->cache->shape().kv_heads;
+}
+
+// One item at work. Q = rows * group queries.
+class Attend {
+ public:
+  Attend(const Item& item, const Tensor& q, int64_t layer, float scale, const Runtime& runtime)
+      : kernels_(*runtime.kernels),
+        cache_(*item.run->cache),
+        layer_(layer),
+        kv_head_(item.kv_head),
+        dim_(q.shape()[2]),
+        group_(group_of(item, q)),
+        queries_(item.rows * group_),
+        position_(item.run->first_position + item.first_row),
+        tiles_(tiles_of(item, layer)),
+        q_({queries_, dim_}),
+        first_(static_cast<size_t>(queries_)),
+        last_(static_cast<size_t>(queries_)),
+        tile_(queries_, dim_),
+        block_(queries_, dim_) {
+    const int64_t row = item.run->first_row + item.first_row;
+    for (int64_t r = 0; r < item.rows; ++r) {
+      const float* heads = q.row(row + r) + kv_head_ * group_ * dim_;
+      for (int64_t i = 0; i < group_ * dim_; ++i) q_.data()[r * group_ * dim_ + i] = heads[i] * scale;
+    }
+    if (queries_ >= kManyQueries || cache_.half_tile(layer, kv_head_, tiles_.last).k == nullptr) {
+      k_ = Tensor({dim_, kTile});
+      v_ = Tensor({kTile, cache_.padded_dim()});
+    }
   }
 
-  kernels::AttentionTileArgs args;
-  args.queries = queries;
-  args.head_dim = dim;
-  args.q = s.q.data();
-  args.k = s.k.data();
-  args.v = s.v.data();
-  args.v_stride = cache.padded_dim();
-  args.first = s.first.data();
-  args.last = s.last.data();
-  args.peak = s.tile_peak.data();
-  args.total = s.tile_total.data();
-  args.out = s.part.data();
-  const int64_t oldest = window == 0 ? 0 : std::max<int64_t>(0, position - window + 1);
-  for (int64_t tile = oldest / kTile; tile <= (position + item.rows - 1) / kTile; ++tile) {
-    for (int64_t i = 0; i < queries; ++i) {
-      const int64_t at = position + i / group - tile * kTile;  // of the query, within the tile
-      s.last[i] = static_cast<int32_t>(std::clamp<int64_t>(at + 1, 0, kTile));
-      s.first[i] = window == 0 ? 0 : static_cast<int32_t>(std::clamp<int64_t>(at - window + 1, 0, kTile));
+  int64_t queries() const { return queries_; }
+
+  // Merges the tiles of one block among themselves, then into `into`.
+  void block(int64_t index, const kernels::AttentionPart& into) {
+    block_.clear();
+    const int64_t from = std::max(tiles_.first, index * kTilesTogether);
+    const int64_t to = std::min(tiles_.last, (index + 1) * kTilesTogether - 1);
+    for (int64_t tile = from; tile <= to; ++tile) {
+      one_tile(tile);
+      kernels_.attention_merge(tile_.view(), queries_, dim_, block_.view());
     }
-    cache.read_tile(layer, item.kv_head, tile, s.k.data(), s.v.data(), *runtime.kernels);
-    runtime.kernels->attention_tile(args);
-    runtime.kernels->attention_merge(args, s.peak.data(), s.total.data(), s.sums.data());
+    kernels_.attention_merge(block_.view(), queries_, dim_, into);
   }
-  for (int64_t i = 0; i < queries; ++i) {
-    float* result = out.row(row + i / group) + (item.kv_head * group + i % group) * dim;
-    for (int64_t d = 0; d < dim; ++d) {
-      result[d] = s.total[i] == 0.0F ? 0.0F : s.sums.row(i)[d] / s.total[i];
+
+ private:
+  int64_t window() const { return cache_.window(layer_); }
+
+  void one_tile(int64_t tile) {
+    kernels::AttentionTileArgs args;
+    static_cast<kernels::AttentionPart&>(args) = tile_.view();
+    args.queries = queries_;
+    args.head_dim = dim_;
+    args.q = q_.data();
+    args.v_stride = cache_.padded_dim();
+    args.first = first_.data();
+    args.last = last_.data();
+    for (int64_t i = 0; i < queries_; ++i) {
+      const int64_t at = position_ + i / group_ - tile * kTile;  // of the query, within the tile
+      last_[i] = static_cast<int32_t>(std::clamp<int64_t>(at + 1, 0, kTile));
+      first_[i] = window() == 0 ? 0 : static_cast<int32_t>(std::clamp<int64_t>(at - window() + 1, 0, kTile));
     }
+    if (k_.empty()) {
+      const auto [k, v] = cache_.half_tile(layer_, kv_head_, tile);
+      args.half = true;
+      args.k = k;
+      args.v = v;
+    } else {
+      cache_.read_tile(layer_, kv_head_, tile, k_.data(), v_.data(), kernels_);
+      args.k = k_.data();
+      args.v = v_.data();
+    }
+    kernels_.attention_tile(args);
   }
+
+  const kernels::Table& kernels_;
+  const KvCache& cache_;
+  int64_t layer_, kv_head_, dim_, group_, queries_;
+  int64_t position_;  // of the first row
+  Tiles tiles_;
+  Tensor q_;                          // [Q, D], scaled
+  Tensor k_, v_;                      // [D, 64], [64, padded]; empty: the cache's f16 is read as it is
+  std::vector<int32_t> first_, last_; // [Q]
+  Part tile_, block_;
+};
+
+// out = sums / total, each query to its row and head.
+void write_out(const Item& item, const Part& part, int64_t group, Tensor& out) {
+  const int64_t dim = out.shape()[2];
+  for (int64_t i = 0; i < part.out.shape()[0]; ++i) {
+    float* result = out.row(item.run->first_row + item.first_row + i / group) +
+                    (item.kv_head * group + i % group) * dim;
+    const float total = part.total.data()[i];
+    for (int64_t d = 0; d < dim; ++d) result[d] = total == 0.0F ? 0.0F : part.out.row(i)[d] / total;
+  }
+}
+
+// Few items with many keys are taken apart into blocks of tiles, which are merged afterwards.
+Tensor attend(const std::vector<Item>& items, const Tensor& q, int64_t layer, float scale,
+              const Runtime& runtime) {
+  struct Piece {
+    size_t item;
+    int64_t first_block, last_block;
+  };
+  std::vector<Piece> pieces;
+  std::vector<size_t> first_piece;  // [items + 1]
+  const bool few = static_cast<int64_t>(items.size()) < 4 * runtime.pool->threads();
+  for (size_t i = 0; i < items.size(); ++i) {
+    first_piece.push_back(pieces.size());
+    const Tiles tiles = tiles_of(items[i], layer);
+    const int64_t last = tiles.last / kTilesTogether;
+    for (int64_t b = tiles.first / kTilesTogether; b <= last; b = few ? b + 1 : last + 1)
+      pieces.push_back({i, b, few ? b : last});
+  }
+  first_piece.push_back(pieces.size());
+  const int64_t dim = q.shape()[2];
+  Tensor out(q.shape());
+  std::vector<std::unique_ptr<Part>> parts(pieces.size());
+  runtime.pool->run(static_cast<int64_t>(pieces.size()), [&](int64_t index) {
+    const Piece& piece = pieces[index];
+    const Item& item = items[piece.item];
+    Attend at_work(item, q, layer, scale, runtime);
+    auto part = std::make_unique<Part>(at_work.queries(), dim);
+    part->clear();
+    for (int64_t b = piece.first_block; b <= piece.last_block; ++b) at_work.block(b, part->view());
+    if (first_piece[piece.item + 1] - first_piece[piece.item] == 1)
+      write_out(item, *part, group_of(item, q), out);
+    else
+      parts[index] = std::move(part);
+  });
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (first_piece[i + 1] - first_piece[i] == 1) continue;
+    Part& whole = *parts[first_piece[i]];
+    for (size_t p = first_piece[i] + 1; p < first_piece[i + 1]; ++p)
+      runtime.kernels->attention_merge(parts[p]->view(), whole.out.shape()[0], dim, whole.view());
+    write_out(items[i], whole, group_of(items[i], q), out);
+  }
+  return out;
 }
 
 }  // namespace
@@ -103,7 +212,6 @@ Tensor attention(const Tensor& q, const LayerCache& cache, float scale, const Ru
     Tensor plain = plain_attention(q, cache, scale, runtime, tap);
     if (tap.inner(Site::scores) == Interest::change) return plain;
   }
-  Tensor out(q.shape());
   std::vector<Item> items;
   for (const Run& run : cache.runs) {
     for (int64_t r = 0; r < run.rows; r += kRowsTogether) {
@@ -112,9 +220,7 @@ Tensor attention(const Tensor& q, const LayerCache& cache, float scale, const Ru
       }
     }
   }
-  runtime.pool->run(static_cast<int64_t>(items.size()),
-                    [&](int64_t index) { attend(items[index], q, cache.layer, scale, runtime, out); });
-  return out;
+  return attend(items, q, cache.layer, scale, runtime);
 }
 
 }  // namespace lockstep::nn

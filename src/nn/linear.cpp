@@ -2,42 +2,63 @@
 
 #include <algorithm>
 
-#include "quant/blocks.h"
-
 namespace lockstep::nn {
 
-bool wants_fixed(const Runtime& runtime, const quant::PackedWeight& weight) {
-  return runtime.precision == Precision::exact && quant::code_format(weight.matrix().dtype).bits > 0;
-}
-
-Activations::Activations(const Runtime& runtime, const float* x, int64_t rows, int64_t columns, bool fixed)
-    : x_(x), columns_(columns) {
-  if (!fixed) return;
-  blocks_ = (columns + quant::kBlock - 1) / quant::kBlock;
-  high_.resize(static_cast<size_t>(rows * blocks_ * quant::kBlock));
-  low_.resize(high_.size());
-  scale_.resize(static_cast<size_t>(rows * blocks_));
-  sum_.resize(static_cast<size_t>(rows * blocks_ * 2));
-  runtime.for_rows(rows, columns, [&](int64_t begin, int64_t end) {
+Activations::Fixed Activations::make_fixed(bool wide) const {
+  const auto size = static_cast<size_t>(rows_ * blocks());
+  Fixed made{arena::Array<int8_t>(size * quant::kBlock), {}, arena::Array<float>(size * (wide ? 1 : 2)),
+             arena::Array<int32_t>(size * 2)};
+  if (wide) made.low = arena::Array<int8_t>(size * quant::kBlock);
+  runtime_.for_rows(rows_, columns_, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      runtime.kernels->to_fixed16(x + t * columns, columns, &high_[t * blocks_ * quant::kBlock],
-                                  &low_[t * blocks_ * quant::kBlock], &scale_[t * blocks_],
-                                  &sum_[t * blocks_ * 2]);
+      const int64_t at = t * blocks();
+      runtime_.kernels->to_fixed(
+          x_ + t * columns_, columns_,
+          {made.high.data() + at * quant::kBlock, wide ? made.low.data() + at * quant::kBlock : nullptr,
+           made.scale.data() + at * (wide ? 1 : 2), made.sum.data() + at * 2});
     }
   });
+  return made;
 }
 
-kernels::Fixed16 Activations::fixed(int64_t first) const {
-  return {blocks_, high_.data() + first * blocks_ * quant::kBlock,
-          low_.data() + first * blocks_ * quant::kBlock, scale_.data() + first * blocks_,
-          sum_.data() + first * blocks_ * 2};
+void Activations::prepare(InputForm form) {
+  if (form == InputForm::fixed16 && !fixed16_) fixed16_ = make_fixed(true);
+  if (form == InputForm::fixed8 && !fixed8_) fixed8_ = make_fixed(false);
+  if (form == InputForm::bf16 && !bf16_) {
+    bf16_ = arena::Array<uint16_t>(static_cast<size_t>(rows_ * even_columns()));
+    runtime_.for_rows(rows_, columns_, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t)
+        runtime_.kernels->to_bf16(x_ + t * columns_, columns_, bf16_->data() + t * even_columns());
+    });
+  }
+}
+
+void Activations::bind(InputForm form, int64_t first, kernels::LinearArgs& args) const {
+  const auto fixed = [&](const Fixed& from, bool wide) -> kernels::FixedPoint {
+    const int64_t at = first * blocks();
+    return {blocks(), from.high.data() + at * quant::kBlock, wide ? from.low.data() + at * quant::kBlock : nullptr,
+            from.scale.data() + at * (wide ? 1 : 2), from.sum.data() + at * 2};
+  };
+  switch (form) {
+    case InputForm::f32:
+      args.x = x_ + first * columns_;
+      args.x_stride = columns_;
+      break;
+    case InputForm::fixed16: args.fixed = fixed(*fixed16_, true); break;
+    case InputForm::fixed8: args.fixed = fixed(*fixed8_, false); break;
+    case InputForm::bf16:
+      args.x_bf16 = bf16_->data() + first * even_columns();
+      args.x_stride = even_columns();
+      break;
+  }
 }
 
 void multiply(const Runtime& runtime, std::span<const Product> products) {
   int64_t panels = 0;
   for (const Product& product : products) panels += product.weight->panels;
-  // Small chunks, so that a busy neighbour delays little; not so small that handing out costs.
-  const int64_t step = std::clamp<int64_t>(panels / (runtime.pool->threads() * 8), 1, 16);
+  // Small chunks, so that a busy neighbour delays little; not so small that handing out costs. Even, since
+  // kernels take panels in pairs.
+  const int64_t step = std::clamp<int64_t>(panels / (runtime.pool->threads() * 16) * 2, 2, 16);
 
   struct Chunk {
     const Product* product;
@@ -55,15 +76,13 @@ void multiply(const Runtime& runtime, std::span<const Product> products) {
     kernels::LinearArgs args;
     args.weight = product->weight;
     args.rows = product->rows;
-    args.x = product->x->x() + product->first_row * product->x->columns();
-    args.x_stride = product->x->columns();
     args.y = product->y;
     args.y_stride = product->weight->rows;
-    if (product->fixed) {
-      args.fixed = product->x->fixed(product->first_row);
-      runtime.kernels->linear_fixed16(args, begin, end);
-    } else {
-      runtime.kernels->linear_f32(args, begin, end);
+    product->x->bind(product->form, product->first_row, args);
+    switch (product->form) {
+      case InputForm::f32: runtime.kernels->linear_f32(args, begin, end); break;
+      case InputForm::bf16: runtime.kernels->linear_bf16(args, begin, end); break;
+      default: runtime.kernels->linear_fixed(args, begin, end);
     }
   });
 }
@@ -71,16 +90,14 @@ void multiply(const Runtime& runtime, std::span<const Product> products) {
 std::vector<Tensor> linear(const Tensor& x, std::initializer_list<const Linear*> layers) {
   const Runtime& runtime = *(*layers.begin())->runtime;
   const int64_t rows = x.shape()[0];
-  const bool any_fixed = std::any_of(layers.begin(), layers.end(), [&](const Linear* layer) {
-    return wants_fixed(runtime, *layer->weight);
-  });
-  const Activations activations(runtime, x.data(), rows, x.row_size(), any_fixed);
+  Activations activations(runtime, x.data(), rows, x.row_size());
   std::vector<Tensor> results;
   std::vector<Product> products;
   for (const Linear* layer : layers) {
     Tensor& y = results.emplace_back(Shape{rows, layer->out_features()});
-    products.push_back(
-        {&layer->weight->matrix(), &activations, 0, rows, y.data(), wants_fixed(runtime, *layer->weight)});
+    const InputForm form = input_form(runtime, *layer->weight, layer->role);
+    activations.prepare(form);
+    products.push_back({&layer->weight->matrix(), &activations, form, 0, rows, y.data()});
   }
   multiply(runtime, products);
   size_t index = 0;

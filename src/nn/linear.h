@@ -3,18 +3,22 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "lockstep/tensor.h"
+#include "nn/precision.h"
 #include "nn/runtime.h"
 #include "quant/pack.h"
+#include "tensor/arena.h"
 
 namespace lockstep::nn {
 
 /// y = x W^T + b. The weight is packed; several layers may share it (tied embeddings).
 struct Linear {
   const Runtime* runtime = nullptr;
+  Role role = Role::q;
   std::shared_ptr<const quant::PackedWeight> weight;  // [out, in]
   std::vector<float> bias;                            // [out] or empty
 
@@ -38,36 +42,43 @@ struct SwitchGLU {
   std::shared_ptr<const quant::PackedWeight> down;  // [E][hidden, intermediate]
 };
 
-/// Rows of activations prepared for products: f32, and 16-bit fixed point if any weight wants it.
+/// Rows of activations in the forms that the products at hand take.
 class Activations {
  public:
-  Activations(const Runtime& runtime, const float* x, int64_t rows, int64_t columns, bool fixed);
+  /// x: [rows, columns], kept alive by the caller.
+  Activations(const Runtime& runtime, const float* x, int64_t rows, int64_t columns)
+      : runtime_(runtime), x_(x), rows_(rows), columns_(columns) {}
 
-  const float* x() const { return x_; }
-  int64_t columns() const { return columns_; }
-  /// The fixed-point form of rows [first, ...).
-  kernels::Fixed16 fixed(int64_t first) const;
+  /// Makes the form unless it is there.
+  void prepare(InputForm form);
+  /// Points a product at rows [first, ...) in a form that was prepared.
+  void bind(InputForm form, int64_t first, kernels::LinearArgs& args) const;
 
  private:
-  const float* x_;
-  int64_t columns_;
-  int64_t blocks_ = 0;
-  std::vector<int8_t> high_, low_;  // [T, blocks * 32]
-  std::vector<float> scale_;        // [T, blocks]
-  std::vector<int32_t> sum_;        // [T, blocks, 2]
-};
+  struct Fixed {
+    arena::Array<int8_t> high, low;  // [T, blocks * 32]; low: 16 bits only
+    arena::Array<float> scale;       // [T, blocks], 8 bits: [T, blocks, 2]
+    arena::Array<int32_t> sum;       // [T, blocks, 2]
+  };
+  Fixed make_fixed(bool wide) const;
+  int64_t blocks() const { return (columns_ + quant::kBlock - 1) / quant::kBlock; }
+  int64_t even_columns() const { return (columns_ + 1) / 2 * 2; }
 
-/// Whether products with this weight take fixed-point activations at this precision.
-bool wants_fixed(const Runtime& runtime, const quant::PackedWeight& weight);
+  const Runtime& runtime_;
+  const float* x_;
+  int64_t rows_, columns_;
+  std::optional<Fixed> fixed16_, fixed8_;
+  std::optional<arena::Array<uint16_t>> bf16_;  // [T, even_columns]
+};
 
 /// One product of a set that runs together.
 struct Product {
   const quant::PanelMatrix* weight = nullptr;
   const Activations* x = nullptr;
-  int64_t first_row = 0;  // of x
+  InputForm form = InputForm::f32;  // prepared
+  int64_t first_row = 0;            // of x
   int64_t rows = 0;
   float* y = nullptr;  // [rows, weight->rows]
-  bool fixed = false;
 };
 void multiply(const Runtime& runtime, std::span<const Product> products);
 

@@ -44,12 +44,14 @@ Dispatch dispatch(const Tensor& weights) {
 }
 
 // One product for each expert that has rows. x: the pairs' rows; y: [pairs, out].
-void add_products(const Dispatch& plan, const quant::PackedWeight& weight, const Activations& x, bool fixed,
-                  Tensor& y, std::vector<Product>& products) {
+void add_products(const Dispatch& plan, const Runtime& runtime, const quant::PackedWeight& weight, Role role,
+                  Activations& x, Tensor& y, std::vector<Product>& products) {
+  const InputForm form = input_form(runtime, weight, role);
+  x.prepare(form);
   for (int64_t e = 0; e < weight.experts(); ++e) {
     const int64_t rows = plan.first[e + 1] - plan.first[e];
     if (rows == 0) continue;
-    products.push_back({&weight.matrix(e), &x, plan.first[e], rows, y.row(plan.first[e]), fixed});
+    products.push_back({&weight.matrix(e), &x, form, plan.first[e], rows, y.row(plan.first[e])});
   }
 }
 
@@ -111,12 +113,11 @@ Tensor sparse_moe(const Tensor& x, const Linear& router, const SwitchGLU& expert
   for (int64_t p = 0; p < pairs; ++p) std::copy_n(x.row(plan.rows[p]), hidden, gathered.row(p));
 
   std::vector<Product> products;
-  const bool fixed = wants_fixed(runtime, *experts.gate) || wants_fixed(runtime, *experts.up);
-  const Activations in(runtime, gathered.data(), pairs, hidden, fixed);
+  Activations in(runtime, gathered.data(), pairs, hidden);
   Tensor gate({pairs, experts.gate->rows()});
   Tensor up({pairs, experts.up->rows()});
-  add_products(plan, *experts.gate, in, wants_fixed(runtime, *experts.gate), gate, products);
-  add_products(plan, *experts.up, in, wants_fixed(runtime, *experts.up), up, products);
+  add_products(plan, runtime, *experts.gate, Role::gate, in, gate, products);
+  add_products(plan, runtime, *experts.up, Role::up, in, up, products);
   multiply(runtime, products);
   show_pairs(plan, rows, gate, layer, Site::expert_gate, tap);
   show_pairs(plan, rows, up, layer, Site::expert_up, tap);
@@ -124,10 +125,9 @@ Tensor sparse_moe(const Tensor& x, const Linear& router, const SwitchGLU& expert
   show_pairs(plan, rows, act, layer, Site::expert_act, tap);
 
   products.clear();
-  const bool fixed_down = wants_fixed(runtime, *experts.down);
-  const Activations middle(runtime, act.data(), pairs, act.row_size(), fixed_down);
+  Activations middle(runtime, act.data(), pairs, act.row_size());
   Tensor down({pairs, hidden});
-  add_products(plan, *experts.down, middle, fixed_down, down, products);
+  add_products(plan, runtime, *experts.down, Role::down, middle, down, products);
   multiply(runtime, products);
   show_pairs(plan, rows, down, layer, Site::expert_down, tap);
 

@@ -83,12 +83,17 @@ int64_t unit_header(DType dtype, DType scale_dtype) {
   }
 }
 
+// Index of an element in a panel of a plain format.
+int64_t plain_element(DType dtype, int64_t column, int64_t r) {
+  if (dtype != DType::bf16) return column * kPanelRows + r;
+  return column / 2 * 2 * kPanelRows + 2 * r + column % 2;
+}
+
 void pack_plain_row(const StoredTensor& tensor, int64_t stored, int64_t r, uint8_t* panel) {
   const int64_t width = dtype_block_bytes(tensor.dtype);
   const auto* row = reinterpret_cast<const uint8_t*>(tensor.data.data()) + stored * tensor.row_bytes();
-  for (int64_t k = 0; k < tensor.columns(); ++k) {
-    std::memcpy(panel + (k * kPanelRows + r) * width, row + k * width, static_cast<size_t>(width));
-  }
+  for (int64_t k = 0; k < tensor.columns(); ++k)
+    std::memcpy(panel + plain_element(tensor.dtype, k, r) * width, row + k * width, static_cast<size_t>(width));
 }
 
 void pack_block_row(const StoredTensor& tensor, int64_t stored, int64_t r, uint8_t* panel,
@@ -155,7 +160,10 @@ std::array<float, 2> unit_scale(const PanelMatrix& w, const uint8_t* unit, int64
 
 PanelLayout panel_layout(DType dtype, DType scale_dtype, int64_t group_size) {
   const int bits = code_format(dtype).bits;
-  if (bits == 0) return {1, kPanelRows * dtype_block_bytes(dtype)};
+  if (bits == 0) {
+    const int64_t columns = dtype == DType::bf16 ? 2 : 1;
+    return {columns, columns * kPanelRows * dtype_block_bytes(dtype)};
+  }
   const int64_t columns = group_size > 0 ? group_size : dtype_block(dtype);
   return {columns, unit_header(dtype, scale_dtype) + columns / kBlock * code_bytes(bits)};
 }
@@ -179,7 +187,7 @@ PackedWeight::PackedWeight(std::span<const StoredTensor> experts, Pool& pool) {
     matrix.rows = tensor.rows();
     matrix.columns = tensor.columns();
     matrix.panels = (matrix.rows + kPanelRows - 1) / kPanelRows;
-    matrix.panel_bytes = matrix.columns / layout.unit_columns * layout.unit_bytes;
+    matrix.panel_bytes = (matrix.columns + layout.unit_columns - 1) / layout.unit_columns * layout.unit_bytes;
     bytes_ += matrix.panels * matrix.panel_bytes;
     stored_bytes_ += tensor.stored_bytes();
     matrices_.push_back(matrix);
@@ -227,7 +235,7 @@ void unpack_row(const PanelMatrix& matrix, int64_t row, float* out) {
   if (format.bits == 0) {
     const int64_t width = dtype_block_bytes(matrix.dtype);
     for (int64_t k = 0; k < matrix.columns; ++k) {
-      out[k] = read_scale(matrix.dtype, panel + (k * kPanelRows + r) * width);
+      out[k] = read_scale(matrix.dtype, panel + plain_element(matrix.dtype, k, r) * width);
     }
     return;
   }

@@ -1,7 +1,8 @@
 // Weights packed for the kernels. A panel holds 16 rows of a matrix, interleaved so that a vector
 // lane is a row: a product then needs no sum across lanes, and each output has one accumulator.
 //
-// Plain formats (f32, f16, bf16): for each column, the 16 rows' elements side by side.
+// Plain formats: for each column (f32, f16), the 16 rows' elements side by side; bf16: for each pair of
+// columns the 16 rows' pairs, the last one filled up with zeros.
 //
 // Block formats keep the file's codes and scales, regrouped by unit (one block of the file for each
 // of the 16 rows), at the file's size (K-quants: their 6-bit scales are widened to bytes):

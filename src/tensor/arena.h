@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 
 namespace lockstep::arena {
 
@@ -10,5 +11,22 @@ namespace lockstep::arena {
 void* acquire(size_t bytes);
 /// Gives a buffer back; `bytes` as asked for.
 void release(void* buffer, size_t bytes);
+
+/// A recycled array of plain elements, contents undefined.
+template <typename T>
+class Array {
+ public:
+  Array() = default;
+  explicit Array(size_t count)
+      : data_(static_cast<T*>(acquire(count * sizeof(T))), Release{count * sizeof(T)}) {}
+  T* data() const { return data_.get(); }
+
+ private:
+  struct Release {
+    size_t bytes = 0;
+    void operator()(T* data) const { release(data, bytes); }
+  };
+  std::unique_ptr<T[], Release> data_;
+};
 
 }  // namespace lockstep::arena

@@ -322,7 +322,7 @@ Tensor run_operation(const Reader& bundle, const nn::Runtime& runtime, KvType kv
     require(weight.shape.rank() == 2 && !ids.empty() &&
                 std::ranges::all_of(ids, [&](int32_t id) { return id >= 0 && id < weight.rows(); }),
             bundle, "embedding");
-    nn::Linear table;
+    nn::Linear table{};
     table.runtime = &runtime;
     table.weight = std::make_shared<quant::PackedWeight>(std::span(&weight, 1), *runtime.pool);
     return nn::embedding(ids, table);

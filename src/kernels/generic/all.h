@@ -13,8 +13,10 @@ constexpr Table make_table() {
   return {
       .isa = kName,
       .linear_f32 = linear_f32,
-      .linear_fixed16 = linear_fixed16,
-      .to_fixed16 = to_fixed16,
+      .linear_fixed = linear_fixed,
+      .to_fixed = to_fixed,
+      .linear_bf16 = nullptr,
+      .to_bf16 = nullptr,
       .rms_norm = rms_norm,
       .rotate_halves = rotate_halves,
       .rotate_pairs = rotate_pairs,
@@ -26,5 +28,6 @@ constexpr Table make_table() {
       .f32_to_f16 = f32_to_f16,
       .peak_f32 = peak_f32,
       .peak_int8 = peak_int8,
+      .peak_bf16 = nullptr,
   };
 }

@@ -2,64 +2,128 @@
 // then merged, so the result does not depend on how tiles were spread over passes or threads.
 
 constexpr int64_t kTileKeys = 64;
+constexpr int kTileParts = kTileKeys / kLanes;
 
-void attention_tile(const AttentionTileArgs& args) {
+struct KeyF32 {
+  using Element = float;
+  static F get(const float* p) { return load(p); }
+};
+struct KeyF16 {
+  using Element = uint16_t;
+  static F get(const uint16_t* p) { return load_f16(p); }
+};
+
+// Scores of R queries become weights [R, 64], their peak and their sum; 0 for keys that do not count.
+template <typename Key, int R>
+inline void tile_weights(const AttentionTileArgs& args, int64_t query, float* weights) {
   const float lowest = -std::numeric_limits<float>::infinity();
-  for (int64_t i = 0; i < args.queries; ++i) {
-    const float* q = args.q + i * args.head_dim;
-    float* out = args.out + i * args.head_dim;
-    const int first = args.first[i];
-    const int last = args.last[i];
-    F score[4] = {zero(), zero(), zero(), zero()};
-    for (int64_t d = 0; d < args.head_dim; ++d) {
-      const F value = set1(q[d]);
-      for (int part = 0; part < 4; ++part) {
-        score[part] = fma(value, load(args.k + d * kTileKeys + 16 * part), score[part]);
-      }
+  const auto* k = static_cast<const typename Key::Element*>(args.k);
+  const float* q = args.q + query * args.head_dim;
+  F score[R][kTileParts];
+  for (auto& row : score) {
+    for (F& part : row) part = zero();
+  }
+  for (int64_t d = 0; d < args.head_dim; ++d) {
+    F keys[kTileParts];
+    for (int part = 0; part < kTileParts; ++part) keys[part] = Key::get(k + d * kTileKeys + 16 * part);
+    for (int r = 0; r < R; ++r) {
+      const F value = set1(q[r * args.head_dim + d]);
+      for (int part = 0; part < kTileParts; ++part) score[r][part] = fma(value, keys[part], score[r][part]);
     }
+  }
+  for (int r = 0; r < R; ++r) {
+    const int first = args.first[query + r], last = args.last[query + r];
     F peaks = set1(lowest);
-    for (int part = 0; part < 4; ++part) {
-      score[part] = select_range(first - 16 * part, last - 16 * part, score[part], set1(lowest));
-      peaks = max(peaks, score[part]);
+    for (int part = 0; part < kTileParts; ++part) {
+      score[r][part] = select_range(first - 16 * part, last - 16 * part, score[r][part], set1(lowest));
+      peaks = max(peaks, score[r][part]);
     }
     const float peak = largest(peaks);
-    float weight[kTileKeys];
     F totals = zero();
-    for (int part = 0; part < 4; ++part) {
-      const F p = select_range(first - 16 * part, last - 16 * part, exp(score[part] - set1(peak)), zero());
-      store(weight + 16 * part, p);
+    for (int part = 0; part < kTileParts; ++part) {
+      const F p =
+          select_range(first - 16 * part, last - 16 * part, exp(score[r][part] - set1(peak)), zero());
+      store(weights + r * kTileKeys + 16 * part, p);
       totals = totals + p;
     }
-    args.peak[i] = peak;
-    args.total[i] = sum(totals);
-    for (int64_t d = 0; d < args.head_dim; d += kLanes) {
-      F value = zero();
-      for (int j = first; j < last; ++j) {
-        value = fma(set1(weight[j]), load(args.v + j * args.v_stride + d), value);
-      }
-      store_part(out + d, args.head_dim - d, value);
-    }
+    args.peak[query + r] = peak;
+    args.total[query + r] = sum(totals);
   }
 }
 
-void attention_merge(const AttentionTileArgs& tile, float* peak, float* total, float* out) {
-  for (int64_t i = 0; i < tile.queries; ++i) {
-    if (tile.first[i] >= tile.last[i]) continue;
+// Values times weights of R queries, V vectors of the head from dimension d. What a query does not see is left
+// out, not multiplied by 0: it may be infinite.
+template <typename Key, int R, int V>
+inline void tile_values(const AttentionTileArgs& args, int64_t query, const float* weights, int64_t d) {
+  const auto* v = static_cast<const typename Key::Element*>(args.v);
+  int from = kTileKeys, all_from = 0, all_to = kTileKeys, to = 0;
+  for (int r = 0; r < R; ++r) {
+    from = std::min(from, args.first[query + r]);
+    all_from = std::max(all_from, args.first[query + r]);
+    all_to = std::min(all_to, args.last[query + r]);
+    to = std::max(to, args.last[query + r]);
+  }
+  F sums[R][V];
+  for (auto& row : sums) {
+    for (F& part : row) part = zero();
+  }
+  for (int j = from; j < to; ++j) {
+    const bool all = j >= all_from && j < all_to;
+    F values[V];
+    for (int i = 0; i < V; ++i) values[i] = Key::get(v + j * args.v_stride + d + i * kLanes);
+    for (int r = 0; r < R; ++r) {
+      if (!all && (j < args.first[query + r] || j >= args.last[query + r])) continue;
+      const F weight = set1(weights[r * kTileKeys + j]);
+      for (int i = 0; i < V; ++i) sums[r][i] = fma(weight, values[i], sums[r][i]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    float* out = args.out + (query + r) * args.head_dim;
+    for (int i = 0; i < V; ++i)
+      store_part(out + d + i * kLanes, args.head_dim - d - i * kLanes, sums[r][i]);
+  }
+}
+
+template <typename Key, int R>
+void tile_queries(const AttentionTileArgs& args, int64_t query) {
+  constexpr int kVectors = 4;
+  float weights[R * kTileKeys];
+  tile_weights<Key, R>(args, query, weights);
+  int64_t d = 0;
+  for (; d + kVectors * kLanes <= args.v_stride; d += kVectors * kLanes)
+    tile_values<Key, R, kVectors>(args, query, weights, d);
+  for (; d < args.v_stride; d += kLanes) tile_values<Key, R, 1>(args, query, weights, d);
+}
+
+void attention_tile(const AttentionTileArgs& args) {
+  tile_rows<kQueryTile>(args.queries, [&]<int R>(int64_t query) {
+    if (args.half)
+      tile_queries<KeyF16, R>(args, query);
+    else
+      tile_queries<KeyF32, R>(args, query);
+  });
+}
+
+void attention_merge(const AttentionPart& part, int64_t queries, int64_t head_dim, const AttentionPart& into) {
+  for (int64_t i = 0; i < queries; ++i) {
+    // A sum of exponentials holds a 1: it is 0 only where no key was seen.
+    if (part.total[i] == 0.0F) continue;
     // max passes a NaN of its second argument on.
     float lanes[kLanes];
-    const float top = tile.peak[i] > peak[i] || tile.peak[i] != tile.peak[i] ? tile.peak[i] : peak[i];
-    store(lanes, exp(set1(peak[i]) - set1(top)));
-    const float keep = peak[i] == -std::numeric_limits<float>::infinity() ? 0.0F : lanes[0];
-    store(lanes, exp(set1(tile.peak[i]) - set1(top)));
+    const bool higher = part.peak[i] > into.peak[i] || part.peak[i] != part.peak[i];
+    const float top = higher ? part.peak[i] : into.peak[i];
+    store(lanes, exp(set1(into.peak[i]) - set1(top)));
+    const float keep = into.peak[i] == -std::numeric_limits<float>::infinity() ? 0.0F : lanes[0];
+    store(lanes, exp(set1(part.peak[i]) - set1(top)));
     const float take = lanes[0];
-    total[i] = total[i] * keep + tile.total[i] * take;
-    float* sums = out + i * tile.head_dim;
-    const float* part = tile.out + i * tile.head_dim;
-    for (int64_t d = 0; d < tile.head_dim; d += kLanes) {
-      const int64_t count = tile.head_dim - d;
+    into.total[i] = into.total[i] * keep + part.total[i] * take;
+    float* sums = into.out + i * head_dim;
+    const float* added = part.out + i * head_dim;
+    for (int64_t d = 0; d < head_dim; d += kLanes) {
+      const int64_t count = head_dim - d;
       store_part(sums + d, count,
-                 load_part(sums + d, count, 0) * set1(keep) + load_part(part + d, count, 0) * set1(take));
+                 load_part(sums + d, count, 0) * set1(keep) + load_part(added + d, count, 0) * set1(take));
     }
-    peak[i] = top;
+    into.peak[i] = top;
   }
 }

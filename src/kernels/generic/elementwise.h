@@ -37,27 +37,51 @@ inline void store_part(float* p, int64_t count, F x) {
   std::memcpy(p, lanes, static_cast<size_t>(count) * sizeof(float));
 }
 
-void to_fixed16(const float* x, int64_t columns, int8_t* high, int8_t* low, float* scale,
-                int32_t* half_sums) {
-  for (int64_t block = 0; block * 32 < columns; ++block, x += 32, high += 32, low += 32) {
+// Sum of 16 integers below 2^24 in size: exact in any order.
+inline int32_t sum_int(I x) {
+  int32_t lanes[kLanes];
+  store_int(lanes, x);
+  int32_t total = 0;
+  for (int i = 0; i < kLanes; ++i) total += lanes[i];
+  return total;
+}
+
+// Values over their scale as integers, |n| <= most; the scale in `scale`.
+template <int kCount>
+inline void quantise(const F (&values)[kCount], float most, I (&integers)[kCount], float* scale) {
+  F peaks = zero(), finite = zero();
+  for (const F& part : values) {
+    peaks = max(peaks, abs(part));
+    // x * 0 is NaN for what is not finite: it reaches the scale, so that it reaches the result.
+    finite = finite + part * zero();
+  }
+  const float peak = largest(peaks);
+  *scale = peak / most + sum(finite);
+  const F inverse = set1(peak > 0 ? most / peak : 0.0F);
+  for (int i = 0; i < kCount; ++i)
+    integers[i] = round_to_int(min(set1(most), max(set1(-most), values[i] * inverse)));
+}
+
+void to_fixed(const float* x, int64_t columns, const FixedRow& out) {
+  for (int64_t block = 0; block * 32 < columns; ++block, x += 32) {
     const int64_t count = columns - block * 32;
     const F parts[2] = {load_part(x, count, 0), count > 16 ? load_part(x + 16, count - 16, 0) : zero()};
-    // x * 0 is NaN for what is not finite: it reaches the scale, so that it reaches the result.
-    const float finite = sum(parts[0] * zero() + parts[1] * zero());
-    const float peak = largest(max(abs(parts[0]), abs(parts[1])));
-    scale[block] = peak / 32639.0F + finite;
-    const F inverse = set1(peak > 0 ? 32639.0F / peak : 0.0F);
+    I integers[2];
+    if (out.low != nullptr) quantise(parts, 32639.0F, integers, out.scale + block);
     for (int half = 0; half < 2; ++half) {
-      int32_t values[kLanes];
-      store_int(values, round_to_int(min(set1(32639.0F), max(set1(-32639.0F), parts[half] * inverse))));
-      int32_t total = 0;
-      for (int i = 0; i < kLanes; ++i) {
-        total += values[i];
-        const int32_t top = (values[i] + 128) >> 8;
-        high[16 * half + i] = static_cast<int8_t>(top);
-        low[16 * half + i] = static_cast<int8_t>(values[i] - 256 * top);
+      const int64_t at = 2 * block + half;
+      if (out.low != nullptr) {
+        const I top = shift_right(integers[half] + set1_int(128), 8);
+        store_bytes(out.high + 16 * at, top);
+        store_bytes(out.low + 16 * at, integers[half] - shift_left(top, 8));
+        out.sum[at] = sum_int(integers[half]);
+      } else {
+        const F own[1] = {parts[half]};
+        I small[1];
+        quantise(own, 127.0F, small, out.scale + at);
+        store_bytes(out.high + 16 * at, small[0]);
+        out.sum[at] = sum_int(small[0]);
       }
-      half_sums[2 * block + half] = total;
     }
   }
 }

@@ -111,7 +111,23 @@ struct Affine {
   }
 };
 
-// Plain elements: one column of 16 rows.
-using PlainF32 = ScaleF32;
-using PlainF16 = ScaleF16;
-using PlainBf16 = ScaleBf16;
+// Plain elements: columns of 16 rows. bf16 comes in pairs of columns, as products of pairs want it.
+struct PlainF32 : ScaleF32 {
+  static constexpr int64_t kColumns = 1;
+  static F column(const std::byte* p, int) { return get(p); }
+};
+struct PlainF16 : ScaleF16 {
+  static constexpr int64_t kColumns = 1;
+  static F column(const std::byte* p, int) { return get(p); }
+};
+struct PlainBf16 {
+  static constexpr int64_t kColumns = 2;
+  static constexpr int64_t kBytes = 64;
+  static F column(const std::byte* p, int i) { return load_bf16_pair(p, i); }
+};
+
+// Asks for what lies some way behind `p`, `bytes` long.
+inline void fetch_ahead(const std::byte* p, int64_t bytes) {
+  constexpr int64_t kAhead = 4096;
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + kAhead + i);
+}

@@ -21,16 +21,36 @@ inline void store_outputs(const LinearArgs& args, int64_t panel, int64_t row, F 
   }
 }
 
-template <typename Format, int R>
+template <typename Format, int R, int P>
 void plain_rows(const LinearArgs& args, int64_t panel, int64_t row) {
-  const std::byte* p = args.weight->panel(panel);
+  const std::byte* at[P];
+  for (int p = 0; p < P; ++p) at[p] = args.weight->panel(panel + p);
   const float* x = args.x + row * args.x_stride;
-  F acc[R];
-  for (auto& a : acc) a = zero();
-  for (int64_t k = 0; k < args.weight->columns; ++k, p += Format::kBytes) {
-    multiply_column<R>(acc, Format::get(p), x + k, args.x_stride);
+  F acc[P][R];
+  for (auto& rows : acc) {
+    for (auto& a : rows) a = zero();
   }
-  for (int r = 0; r < R; ++r) store_outputs(args, panel, row + r, acc[r]);
+  const auto column = [&](int64_t k, const F (&weights)[P]) {
+    for (int r = 0; r < R; ++r) {
+      const F value = set1(x[r * args.x_stride + k]);
+      for (int p = 0; p < P; ++p) acc[p][r] = fma(weights[p], value, acc[p][r]);
+    }
+  };
+  for (int64_t k = 0; k < args.weight->columns; k += Format::kColumns) {
+    F weights[Format::kColumns][P];
+    for (int p = 0; p < P; ++p) {
+      if (row == 0) fetch_ahead(at[p], Format::kBytes);
+      for (int i = 0; i < Format::kColumns; ++i) weights[i][p] = Format::column(at[p], i);
+      at[p] += Format::kBytes;
+    }
+    for (int i = 0; i < Format::kColumns; ++i) {
+      // Only the last unit of an odd number of columns ends before its second.
+      if (i == 0 || k + i < args.weight->columns) column(k + i, weights[i]);
+    }
+  }
+  for (int p = 0; p < P; ++p) {
+    for (int r = 0; r < R; ++r) store_outputs(args, panel + p, row + r, acc[p][r]);
+  }
 }
 
 // f32 products on block formats: every weight is dequantised as the reference does it.
@@ -67,86 +87,121 @@ void dequantised_rows(const LinearArgs& args, int64_t panel, int64_t row) {
   for (int r = 0; r < R; ++r) store_outputs(args, panel, row + r, acc[r]);
 }
 
-// Integer sum of codes * (256 * high + low) over `kQuads` quads from quad `first`.
-template <int kBits, int kQuads, int R>
-inline void code_sums(I (&sums)[R], const std::byte* codes, int first, const Fixed16& x, int64_t row,
-                      int64_t column) {
-  if constexpr (kBits == 8 && kSplitBytes) {
-    Dot dots[R][4];
-    for (auto& d : dots) d[0] = d[1] = d[2] = d[3] = dot_zero();
-    for (int j = first; j < first + kQuads; ++j) {
-      const B quad = quad_codes<8>(codes, j);
-      const B low = quad & 0x0F;
-      const B high = (quad >> 4) & 0x0F;
-      for (int r = 0; r < R; ++r) {
-        const int64_t at = (row + r) * x.blocks * 32 + column + 4 * j;
-        dots[r][0] = dot(dots[r][0], low, x.low + at);
-        dots[r][1] = dot(dots[r][1], low, x.high + at);
-        dots[r][2] = dot(dots[r][2], high, x.low + at);
-        dots[r][3] = dot(dots[r][3], high, x.high + at);
+// Integer sums of codes times activations over `kQuads` quads from quad `first`, for P panels and R rows.
+// high, low: the row's planes at the block's first column; stride: from row to row.
+template <int kBits, int kQuads, int kPlanes, int R, int P>
+inline void code_sums(I (&sums)[P][R], const std::byte* const (&codes)[P], int first, const int8_t* high,
+                      const int8_t* low, int64_t stride) {
+  // Codes of eight bits may have to be split where a pair of products must fit 16 bits.
+  constexpr bool kSplit = kBits == 8 && kSplitBytes;
+  constexpr int kParts = kSplit ? 2 : 1;
+  constexpr int kRun = kSplit ? kQuads : dot_run(kBits) < kQuads ? dot_run(kBits) : kQuads;
+  for (auto& panel : sums) {
+    for (auto& sum : panel) sum = int_zero();
+  }
+  for (int run = first; run < first + kQuads; run += kRun) {
+    Dot dots[P][R][kParts][kPlanes];
+    for (auto& panel : dots) {
+      for (auto& row : panel) {
+        for (auto& part : row) {
+          for (auto& plane : part) plane = dot_zero();
+        }
       }
     }
-    for (int r = 0; r < R; ++r) {
-      const I low = dot_sum(dots[r][0]) + shift_left(dot_sum(dots[r][1]), 8);
-      const I high = dot_sum(dots[r][2]) + shift_left(dot_sum(dots[r][3]), 8);
-      sums[r] = low + shift_left(high, 4);
-    }
-  } else {
-    constexpr int kRun = dot_run(kBits) < kQuads ? dot_run(kBits) : kQuads;
-    for (auto& s : sums) s = int_zero();
-    for (int run = first; run < first + kQuads; run += kRun) {
-      Dot dots[R][2];
-      for (auto& d : dots) d[0] = d[1] = dot_zero();
-      for (int j = run; j < run + kRun; ++j) {
-        const B quad = quad_codes<kBits>(codes, j);
-        for (int r = 0; r < R; ++r) {
-          const int64_t at = (row + r) * x.blocks * 32 + column + 4 * j;
-          dots[r][0] = dot(dots[r][0], quad, x.low + at);
-          dots[r][1] = dot(dots[r][1], quad, x.high + at);
+    for (int j = run; j < run + kRun; ++j) {
+      B quads[P][kParts];
+      for (int p = 0; p < P; ++p) {
+        quads[p][0] = quad_codes<kBits>(codes[p], j);
+        if constexpr (kSplit) {
+          quads[p][1] = (quads[p][0] >> 4) & 0x0F;
+          quads[p][0] = quads[p][0] & 0x0F;
         }
       }
       for (int r = 0; r < R; ++r) {
-        sums[r] = sums[r] + dot_sum(dots[r][0]) + shift_left(dot_sum(dots[r][1]), 8);
-      }
-    }
-  }
-}
-
-template <typename Format, int R>
-void fixed16_rows(const LinearArgs& args, int64_t panel, int64_t row) {
-  const quant::PanelMatrix& w = *args.weight;
-  const Fixed16& x = args.fixed;
-  const std::byte* unit = w.panel(panel);
-  const int64_t sub_blocks = Format::sub_blocks(w);
-  const int64_t unit_bytes = Format::unit_bytes(w);
-  constexpr int kScales = 32 / Format::kScaleColumns;
-  constexpr int kQuads = 8 / kScales;
-  F acc[R];
-  for (auto& a : acc) a = zero();
-  for (int64_t block = 0; block < x.blocks; unit += unit_bytes) {
-    for (int64_t s = 0; s < sub_blocks; ++s, ++block) {
-      const std::byte* codes = Format::codes(unit, w, s);
-      for (int part = 0; part < kScales; ++part) {
-        const F scale = Format::scale(unit, s * kScales + part);
-        I sums[R];
-        code_sums<Format::kBits, kQuads, R>(sums, codes, part * kQuads, x, row, block * 32);
-        for (int r = 0; r < R; ++r) {
-          const int64_t at = (row + r) * x.blocks + block;
-          const int32_t x_sum = kScales == 2 ? x.sum[2 * at + part] : x.sum[2 * at] + x.sum[2 * at + 1];
-          if constexpr (Format::kOffset != 0) sums[r] = sums[r] - set1_int(Format::kOffset * x_sum);
-          acc[r] = fma(to_float(sums[r]), scale * set1(x.scale[at]), acc[r]);
-          if constexpr (Format::kHasBias) {
-            const float total = x.scale[at] * static_cast<float>(x_sum);
-            acc[r] = fma(Format::bias(unit, s), set1(total), acc[r]);
+        for (int plane = 0; plane < kPlanes; ++plane) {
+          const B x = broadcast_quad((plane == 0 ? high : low) + r * stride + 4 * j);
+          for (int p = 0; p < P; ++p) {
+            for (int part = 0; part < kParts; ++part)
+              dots[p][r][part][plane] = dot(dots[p][r][part][plane], quads[p][part], x);
           }
         }
       }
     }
+    for (int p = 0; p < P; ++p) {
+      for (int r = 0; r < R; ++r) {
+        for (int part = 0; part < kParts; ++part) {
+          I sum = dot_sum(dots[p][r][part][0]);
+          if constexpr (kPlanes == 2) sum = shift_left(sum, 8) + dot_sum(dots[p][r][part][kPlanes - 1]);
+          sums[p][r] = sums[p][r] + (part == 0 ? sum : shift_left(sum, 4));
+        }
+      }
+    }
   }
-  for (int r = 0; r < R; ++r) store_outputs(args, panel, row + r, acc[r]);
 }
 
-// Calls rows<R>(panel, row) over all rows, in tiles of R = kTile and a smaller last one.
+// acc += weight (codes) of one block times activations, the block's sums being at hand. Two planes have one
+// scale of the activations a block, one plane has one for each half.
+template <typename Format, int kPlanes, int R, int P>
+inline void multiply_block(F (&acc)[P][R], const quant::PanelMatrix& w, const std::byte* const (&units)[P],
+                           int64_t s, const FixedPoint& x, int64_t row, int64_t block) {
+  constexpr int kWeightScales = 32 / Format::kScaleColumns;
+  constexpr int kParts = kPlanes == 1 ? 2 : kWeightScales;  // with sums of their own
+  constexpr int kQuads = 8 / kParts;
+  const int64_t stride = x.blocks * 32;
+  const int8_t* high = x.high + row * stride + block * 32;
+  const int8_t* low = kPlanes == 2 ? x.low + row * stride + block * 32 : nullptr;
+  const std::byte* codes[P];
+  for (int p = 0; p < P; ++p) codes[p] = Format::codes(units[p], w, s);
+  for (int part = 0; part < kParts; ++part) {
+    I sums[P][R];
+    code_sums<Format::kBits, kQuads, kPlanes>(sums, codes, part * kQuads, high, low, stride);
+    F scales[P];
+    for (int p = 0; p < P; ++p)
+      scales[p] = Format::scale(units[p], s * kWeightScales + (kWeightScales == 2 ? part : 0));
+    for (int r = 0; r < R; ++r) {
+      const int64_t at = (row + r) * x.blocks + block;
+      const int32_t x_sum = kParts == 2 ? x.sum[2 * at + part] : x.sum[2 * at] + x.sum[2 * at + 1];
+      const F x_scale = set1(kPlanes == 1 ? x.scale[2 * at + part] : x.scale[at]);
+      for (int p = 0; p < P; ++p) {
+        I sum = sums[p][r];
+        if constexpr (Format::kOffset != 0) sum = sum - set1_int(Format::kOffset * x_sum);
+        acc[p][r] = fma(to_float(sum), scales[p] * x_scale, acc[p][r]);
+      }
+      if constexpr (Format::kHasBias) {
+        const F total = x_scale * set1(static_cast<float>(x_sum));
+        for (int p = 0; p < P; ++p)
+          acc[p][r] = fma(Format::bias(units[p], s), total, acc[p][r]);
+      }
+    }
+  }
+}
+
+template <typename Format, int kPlanes, int R, int P>
+void fixed_rows(const LinearArgs& args, int64_t panel, int64_t row) {
+  const quant::PanelMatrix& w = *args.weight;
+  const int64_t sub_blocks = Format::sub_blocks(w);
+  const int64_t unit_bytes = Format::unit_bytes(w);
+  const std::byte* units[P];
+  for (int p = 0; p < P; ++p) units[p] = w.panel(panel + p);
+  F acc[P][R];
+  for (auto& rows : acc) {
+    for (auto& a : rows) a = zero();
+  }
+  for (int64_t block = 0; block < args.fixed.blocks;) {
+    // The first rows bring the weights from memory, which processors fetch ahead only within a page.
+    if (row == 0) {
+      for (int p = 0; p < P; ++p) fetch_ahead(units[p], unit_bytes);
+    }
+    for (int64_t s = 0; s < sub_blocks; ++s, ++block)
+      multiply_block<Format, kPlanes>(acc, w, units, s, args.fixed, row, block);
+    for (int p = 0; p < P; ++p) units[p] += unit_bytes;
+  }
+  for (int p = 0; p < P; ++p) {
+    for (int r = 0; r < R; ++r) store_outputs(args, panel + p, row + r, acc[p][r]);
+  }
+}
+
+// Calls rows<R>(row) over all rows, in tiles of R = kTile and smaller last ones.
 template <int kTile, typename Rows>
 inline void tile_rows(int64_t count, const Rows& rows) {
   int64_t row = 0;
@@ -164,11 +219,24 @@ inline void tile_rows(int64_t count, const Rows& rows) {
   }
 }
 
+// Calls run<R, P>(row, panel) over all rows and panels [begin, end), P = kPanelTile together where there are
+// as many. A last odd panel is too rare to be worth tiles of rows.
+template <int kTile, typename Run>
+inline void tile(const LinearArgs& args, int64_t begin, int64_t end, const Run& run) {
+  int64_t panel = begin;
+  for (; panel + kPanelTile <= end; panel += kPanelTile) {
+    tile_rows<kTile>(args.rows, [&]<int R>(int64_t row) { run.template operator()<R, kPanelTile>(row, panel); });
+  }
+  for (; panel < end; ++panel) {
+    tile_rows<1>(args.rows, [&]<int R>(int64_t row) { run.template operator()<R, 1>(row, panel); });
+  }
+}
+
 template <typename Format>
 void plain_panels(const LinearArgs& args, int64_t begin, int64_t end) {
-  for (int64_t panel = begin; panel < end; ++panel) {
-    tile_rows<kRowTile>(args.rows, [&]<int R>(int64_t row) { plain_rows<Format, R>(args, panel, row); });
-  }
+  tile<kRowTile>(args, begin, end, [&]<int R, int P>(int64_t row, int64_t panel) {
+    plain_rows<Format, R, P>(args, panel, row);
+  });
 }
 template <typename Format>
 void dequantised_panels(const LinearArgs& args, int64_t begin, int64_t end) {
@@ -177,12 +245,11 @@ void dequantised_panels(const LinearArgs& args, int64_t begin, int64_t end) {
                         [&]<int R>(int64_t row) { dequantised_rows<Format, R>(args, panel, row); });
   }
 }
-template <typename Format>
-void fixed16_panels(const LinearArgs& args, int64_t begin, int64_t end) {
-  for (int64_t panel = begin; panel < end; ++panel) {
-    tile_rows<kRowTileFixed>(args.rows,
-                             [&]<int R>(int64_t row) { fixed16_rows<Format, R>(args, panel, row); });
-  }
+template <typename Format, int kPlanes>
+void fixed_panels(const LinearArgs& args, int64_t begin, int64_t end) {
+  tile<kRowTileFixed>(args, begin, end, [&]<int R, int P>(int64_t row, int64_t panel) {
+    fixed_rows<Format, kPlanes, R, P>(args, panel, row);
+  });
 }
 
 // Calls run<Format>() for the block format of a matrix.
@@ -221,6 +288,11 @@ void linear_f32(const LinearArgs& args, int64_t begin, int64_t end) {
   }
 }
 
-void linear_fixed16(const LinearArgs& args, int64_t begin, int64_t end) {
-  with_block_format(*args.weight, [&]<typename Format>() { fixed16_panels<Format>(args, begin, end); });
+void linear_fixed(const LinearArgs& args, int64_t begin, int64_t end) {
+  with_block_format(*args.weight, [&]<typename Format>() {
+    if (args.fixed.low != nullptr)
+      fixed_panels<Format, 2>(args, begin, end);
+    else
+      fixed_panels<Format, 1>(args, begin, end);
+  });
 }

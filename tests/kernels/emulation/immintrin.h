@@ -39,6 +39,9 @@ inline __m512i _mm512_cvtps_epi32(__m512 x) {
 inline __m512 _mm512_cvtepi32_ps(__m512i x) {
   return emulate<float, int32_t, __m512>(x, [](int32_t v) { return static_cast<float>(v); });
 }
+inline __m512i _mm512_srai_epi32(__m512i x, unsigned n) {
+  return emulate<int32_t, int32_t, __m512i>(x, [=](int32_t v) { return v >> n; });
+}
 inline __m512i _mm512_cvtepu16_epi32(__m256i x) {
   return emulate<int32_t, uint16_t, __m512i>(x, [](uint16_t v) { return static_cast<int32_t>(v); });
 }

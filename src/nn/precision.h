@@ -1,0 +1,40 @@
+// How products round their inputs: by precision, by what the product is for, by the weight's format.
+#pragma once
+
+#include <cstdint>
+
+#include "nn/runtime.h"
+#include "quant/blocks.h"
+#include "quant/pack.h"
+
+namespace lockstep::nn {
+
+/// What a product is for.
+enum class Role : uint8_t { q, k, v, o, gate, up, down, router, head };
+
+/// The form in which a product takes its inputs.
+enum class InputForm : uint8_t {
+  f32,
+  fixed16,  ///< 16-bit fixed point per 32 columns
+  fixed8,   ///< 8-bit fixed point per 16 columns
+  bf16,
+};
+
+/// The policy of `fast`: 8 bits where that does little harm. Keys and values are kept for the whole context, what
+/// leaves `down` goes into the residual stream as it is, a router decides, and the head is the last word.
+constexpr bool takes_8_bits(Role role) {
+  return role == Role::q || role == Role::o || role == Role::gate || role == Role::up;
+}
+
+inline InputForm input_form(const Runtime& runtime, const quant::PackedWeight& weight, Role role) {
+  const DType dtype = weight.matrix().dtype;
+  if (runtime.precision == Precision::f32) return InputForm::f32;
+  if (quant::code_format(dtype).bits > 0) {
+    return runtime.precision == Precision::fast && takes_8_bits(role) ? InputForm::fixed8 : InputForm::fixed16;
+  }
+  const bool pairs = runtime.precision == Precision::fast && dtype == DType::bf16 && role != Role::router &&
+                     runtime.kernels->linear_bf16 != nullptr;
+  return pairs ? InputForm::bf16 : InputForm::f32;
+}
+
+}  // namespace lockstep::nn
