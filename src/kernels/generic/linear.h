@@ -181,6 +181,7 @@ void fixed_rows(const LinearArgs& args, int64_t panel, int64_t row) {
   const quant::PanelMatrix& w = *args.weight;
   const int64_t sub_blocks = Format::sub_blocks(w);
   const int64_t unit_bytes = Format::unit_bytes(w);
+  const int64_t step = unit_bytes / sub_blocks;
   const std::byte* units[P];
   for (int p = 0; p < P; ++p) units[p] = w.panel(panel + p);
   F acc[P][R];
@@ -188,12 +189,13 @@ void fixed_rows(const LinearArgs& args, int64_t panel, int64_t row) {
     for (auto& a : rows) a = zero();
   }
   for (int64_t block = 0; block < args.fixed.blocks;) {
-    // The first rows bring the weights from memory, which processors fetch ahead only within a page.
-    if (row == 0) {
-      for (int p = 0; p < P; ++p) fetch_ahead(units[p], unit_bytes);
-    }
-    for (int64_t s = 0; s < sub_blocks; ++s, ++block)
+    for (int64_t s = 0; s < sub_blocks; ++s, ++block) {
+      // The first rows bring the weights from memory, which processors fetch ahead only within a page.
+      if (row == 0) {
+        for (int p = 0; p < P; ++p) fetch_ahead(units[p] + s * step, step);
+      }
       multiply_block<Format, kPlanes>(acc, w, units, s, args.fixed, row, block);
+    }
     for (int p = 0; p < P; ++p) units[p] += unit_bytes;
   }
   for (int p = 0; p < P; ++p) {
