@@ -38,7 +38,7 @@ def row_of(cell):
     ours = [s for name in OURS for s in samples.get(name, [])]
     limits = [s["limits"] for s in ours if "limits" in s]
     per_token = [s[key] for s in ours for key in ("gb_per_token", "gop_per_token") if key in s]
-    wanted = 1 if task.kind != "prefill" else task.prefill
+    wanted = {"prefill": task.prefill, "memory": 300}.get(task.kind, 1)
     asked = {name: s[0]["asked"] for name, s in samples.items() if "asked" in s[0]}
     return Row(task, cell["model"], values, {n: (min(v), max(v)) for n, v in numbers.items()},
                {n: e["why"] for n, e in entries.items() if "why" in e},
