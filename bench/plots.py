@@ -1,4 +1,5 @@
 """What bench/compare measured, as SVG: for each task a bar an engine and model; and all ratios to the best peer in one."""
+import math
 from xml.sax.saxutils import escape
 
 from report import OURS, number, rate, rows_of
@@ -42,7 +43,7 @@ def bars(rows):
         for name in shown:
             length = WIDTH * row.values[name] / most
             body.append(f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR - 2}" fill="{COLOURS[name]}"/>')
-            words = "  ".join(filter(None, [number(row.values[name]), rate(row, name)]))
+            words = " · ".join(filter(None, [number(row.values[name]), rate(row, name)]))
             body.append(text(LEFT + length + 5, y + BAR - 5, words, "small"))
             y += BAR
         y += GAP + (0 if shown else BAR)
@@ -50,19 +51,20 @@ def bars(rows):
 
 
 def ratios(rows):
-    """How many times better than the best peer: one dot a cell, on a scale to the largest."""
+    """How many times better than the best peer: one dot a cell, on a logarithmic scale."""
     rows = [r for r in rows if r.ratios]
-    most = max([2.0, *(x for r in rows for x in r.ratios.values())])
-    place = lambda x: LEFT + 60 + (WIDTH - 60) * min(x, most) / most
+    every = [x for r in rows for x in r.ratios.values()]
+    least, most = min(0.5, *every), max(2.0, *every)
+    place = lambda x: LEFT + 70 + (WIDTH - 70) * math.log(x / least) / math.log(most / least)
     names = [n for n in OURS if any(n in r.ratios for r in rows)]
     height = 76 + 16 * len(rows)
     body = [text(10, 22, "Times better than the best peer", "head"), *legend(names, 44)]
-    for mark in (0, 1, *(m for m in (1.5, 2, 3, 5, 10, 20, 50, 100) if m <= most and place(m) - place(1) > 20)):
+    for mark in (m for m in (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 100, 300, 1000) if least <= m <= most):
         body.append(f'<line x1="{place(mark):.1f}" x2="{place(mark):.1f}" y1="56" y2="{height - 8}" '
                     f'stroke-width="{2 if mark == 1 else 1}"/>' + text(place(mark), 68, f"{mark:g}", "small", "middle"))
     for at, row in enumerate(rows):
         y = 84 + 16 * at
-        body.append(text(place(0) - 8, y + 4, f"{row.task.name}, {row.model}", anchor="end"))
+        body.append(text(LEFT + 56, y + 4, f"{row.task.name}, {row.model}", anchor="end"))
         for name, value in row.ratios.items():
             body.append(f'<circle cx="{place(value):.1f}" cy="{y}" r="5" fill="{COLOURS[name]}"/>')
         body.append(text(LEFT + WIDTH + 14, y + 4, ", ".join(f"{v:.2f}" for v in row.ratios.values()) + f" × {row.best}", "small"))

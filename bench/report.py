@@ -66,7 +66,7 @@ def rate(row, name):
         return f"{speed:.1f} GB/s{share}"
     kinds = ("f32", "bf16") if row.model.endswith(("-bf16", "-hf")) else ("int8",)
     shares = [f"{speed / row.limits[k + '_gops']:.0%} of {k}" for k in kinds if row.limits and row.limits[k + "_gops"]]
-    return ", ".join([f"{speed:,.0f} Gop/s", *shares])
+    return ", ".join([f"{number(speed)} Gop/s", *shares])
 
 
 def cell_text(row, name, idle):

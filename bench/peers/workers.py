@@ -115,7 +115,7 @@ class Transformers(Worker):
         return model.hf
 
     def axes(self, task, model):
-        return {"experts": ("grouped_mm", "batched_mm", "eager")} if model.experts and task.kind != "memory" else {}
+        return {"experts": ("grouped_mm", "eager")} if model.experts and task.kind != "memory" else {}
 
 
 class MlxLm(Worker):
