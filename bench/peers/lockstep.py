@@ -7,10 +7,6 @@ class Lockstep(Engine):
         super().__init__("lockstep" if precision == "exact" else f"lockstep {precision}")
         self.binary, self.precision = binary, precision
 
-    def refuses(self, task, model):
-        if self.precision == "fast" and task.kind in ("cold", "memory"):
-            return "as exact"
-
     def measure(self, task, model, setting):
         common = ["-m", model.path, "-t", task.threads, "--precision", self.precision]
         if task.kind in ("cold", "memory"):
