@@ -36,20 +36,11 @@ double best_rate(Pool& pool, const std::function<int64_t(int64_t)>& work) {
   return best;
 }
 
-double measure_read(Pool& pool) {
-  constexpr int64_t kWords = int64_t{1} << 24;  // 128 MB a thread: beyond any cache
-  std::vector<std::vector<uint64_t>> buffers(static_cast<size_t>(pool.threads()));
-  pool.run(pool.threads(), [&](int64_t chunk) { buffers[chunk].assign(kWords, 1); });
-  return best_rate(pool, [&](int64_t chunk) {
-    const std::vector<uint64_t>& words = buffers[chunk];
-    uint64_t sums[8] = {};
-    for (int64_t i = 0; i < kWords; i += 8) {
-      for (int64_t lane = 0; lane < 8; ++lane) sums[lane] += words[i + lane];
-    }
-    uint64_t total = 0;
-    for (uint64_t sum : sums) total += sum;
-    return total == kWords ? kWords * 8 : 0;
-  });
+double measure_read(Pool& pool, const kernels::Table& table) {
+  constexpr int64_t kFloats = int64_t{1} << 25;  // 128 MB a thread: beyond any cache
+  std::vector<std::vector<float>> buffers(static_cast<size_t>(pool.threads()));
+  pool.run(pool.threads(), [&](int64_t chunk) { buffers[chunk].assign(kFloats, 1.0F); });
+  return best_rate(pool, [&](int64_t chunk) { return table.peak_read(buffers[chunk].data(), kFloats); });
 }
 
 Spread spread_of(std::vector<double> values) {
@@ -92,7 +83,7 @@ MachineLimits measure_limits(int threads, const std::string& isa) {
   const kernels::Table& table = kernels::select(isa);
   Pool pool(threads);
   MachineLimits limits;
-  limits.read_gbs = measure_read(pool);
+  limits.read_gbs = measure_read(pool, table);
   constexpr int64_t kRounds = 2'000'000;
   limits.f32_gops = best_rate(pool, [&](int64_t) { return table.peak_f32(kRounds); });
   limits.int8_gops = best_rate(pool, [&](int64_t) { return table.peak_int8(kRounds); });
@@ -108,11 +99,12 @@ BenchResult run_bench(const std::shared_ptr<const Model>& model, const BenchOpti
   const std::vector<int32_t> prompt = some_ids(options.prefill, vocab, 2);
   std::vector<double> prefill, decode;
   int64_t cache_bytes = 0;
+  Session deep(model, options.session);
+  if (!past.empty()) deep.sync(past);
   // One round more than asked for: the first warms caches and clocks.
   for (int round = 0; round <= options.repeat; ++round) {
-    Session first(model, options.session);
+    Session first = deep.fork();
     std::vector<int32_t> whole = past;
-    if (!past.empty()) first.sync(past);
     std::vector<Session> sessions;
     for (int64_t s = 0; s < options.streams; ++s) sessions.push_back(first.fork());
     whole.insert(whole.end(), prompt.begin(), prompt.end());

@@ -98,6 +98,8 @@ struct Table {
   /// f16 to f32 and back (round to nearest even); n elements.
   void (*f16_to_f32)(const uint16_t* x, float* y, int64_t n);
   void (*f32_to_f16)(const float* x, uint16_t* y, int64_t n);
+  /// Reads n floats, a multiple of 64, once: the limit of one thread's loads. Returns the bytes read.
+  int64_t (*peak_read)(const float* x, int64_t n);
   /// `rounds` rounds of independent multiply-adds in registers, as the products above use them: the
   /// arithmetic limit of one thread. Returns the operations done, a product and a sum being two.
   int64_t (*peak_f32)(int64_t rounds);

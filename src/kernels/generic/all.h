@@ -26,6 +26,7 @@ constexpr Table make_table() {
       .attention_merge = attention_merge,
       .f16_to_f32 = f16_to_f32,
       .f32_to_f16 = f32_to_f16,
+      .peak_read = peak_read,
       .peak_f32 = peak_f32,
       .peak_int8 = peak_int8,
       .peak_bf16 = nullptr,
