@@ -90,6 +90,8 @@ struct Table {
   void (*silu_mul)(const float* gate, const float* up, float* out, int64_t n);
   /// x += y
   void (*add)(float* x, const float* y, int64_t n);
+  /// y = x / divisor
+  void (*divide)(const float* x, float divisor, int64_t n, float* y);
   /// Scores, weights and weighted values of one tile; keys and head_dim in ascending order.
   void (*attention_tile)(const AttentionTileArgs& args);
   /// Merges a part into what was there before it (peak -inf, total and out 0 at the start). Parts come in

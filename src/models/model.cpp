@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cctype>
+#include <future>
 #include <string>
 
 #include "kernels/kernels.h"
@@ -77,6 +78,12 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path, cons
          checkpoint.architecture());
   }
   auto state = std::make_unique<State>();
+  // Beside the weights: it takes as long as those of a small model.
+  std::future<std::unique_ptr<Tokenizer>> tokenizer;
+  if (checkpoint.has_tokenizer()) {
+    tokenizer = std::async(std::launch::async,
+                           [&] { return std::make_unique<Tokenizer>(checkpoint.tokenizer()); });
+  }
   state->pool = std::make_unique<Pool>(options.threads);
   state->runtime = {&kernels::select(options.isa), state->pool.get(), options.precision};
   Binder binder(checkpoint, state->runtime, options.progress);
@@ -85,9 +92,7 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path, cons
   state->info = describe(checkpoint, binder);
   state->info.unread_keys = check_unread_keys(checkpoint.config());
   state->end_ids = checkpoint.end_ids();
-  if (checkpoint.has_tokenizer()) {
-    state->tokenizer = std::make_unique<Tokenizer>(checkpoint.tokenizer());
-  }
+  if (tokenizer.valid()) state->tokenizer = tokenizer.get();
   if (state->tokenizer && state->tokenizer->chat_template()) {
     state->chat_template = std::make_unique<ChatTemplate>(*state->tokenizer);
   }

@@ -142,13 +142,14 @@ class Attend {
 };
 
 // out = sums / total, each query to its row and head.
-void write_out(const Item& item, const Part& part, int64_t group, Tensor& out) {
+void write_out(const Item& item, const Part& part, int64_t group, const Runtime& runtime, Tensor& out) {
   const int64_t dim = out.shape()[2];
   for (int64_t i = 0; i < part.out.shape()[0]; ++i) {
     float* result = out.row(item.run->first_row + item.first_row + i / group) +
                     (item.kv_head * group + i % group) * dim;
     const float total = part.total.data()[i];
-    for (int64_t d = 0; d < dim; ++d) result[d] = total == 0.0F ? 0.0F : part.out.row(i)[d] / total;
+    // Where no key was seen, 0 / 1.
+    runtime.kernels->divide(part.out.row(i), total == 0.0F ? 1.0F : total, dim, result);
   }
 }
 
@@ -181,7 +182,7 @@ Tensor attend(const std::vector<Item>& items, const Tensor& q, int64_t layer, fl
     part->clear();
     for (int64_t b = piece.first_block; b <= piece.last_block; ++b) at_work.block(b, part->view());
     if (first_piece[piece.item + 1] - first_piece[piece.item] == 1)
-      write_out(item, *part, group_of(item, q), out);
+      write_out(item, *part, group_of(item, q), runtime, out);
     else
       parts[index] = std::move(part);
   });
@@ -190,7 +191,7 @@ Tensor attend(const std::vector<Item>& items, const Tensor& q, int64_t layer, fl
     Part& whole = *parts[first_piece[i]];
     for (size_t p = first_piece[i] + 1; p < first_piece[i + 1]; ++p)
       runtime.kernels->attention_merge(parts[p]->view(), whole.out.shape()[0], dim, whole.view());
-    write_out(items[i], whole, group_of(items[i], q), out);
+    write_out(items[i], whole, group_of(items[i], q), runtime, out);
   }
   return out;
 }

@@ -15,19 +15,36 @@ namespace {
 
 constexpr int64_t code_bytes(int bits) { return 64 * bits; }
 
-// Writes 32 codes of panel row `r` in quads.
+uint32_t load_quad(const uint8_t* p) {
+  uint32_t quad;
+  std::memcpy(&quad, p, sizeof(quad));
+  return quad;
+}
+void store_quad(uint8_t* p, uint32_t quad) { std::memcpy(p, &quad, sizeof(quad)); }
+
+// Writes 32 codes of panel row `r`, four of a quad at a time.
 void write_codes(int bits, const uint8_t* codes, int64_t r, uint8_t* panel) {
-  for (int j = 0; j < 8; ++j) {
-    for (int i = 0; i < 4; ++i) {
-      const uint8_t code = codes[4 * j + i];
-      const int64_t at = 4 * r + i;
-      if (bits == 8) {
-        panel[64 * j + at] = code;
-        continue;
-      }
-      panel[64 * (j % 4) + at] |= (code & 0x0F) << (j / 4 * 4);
-      if (bits == 5) panel[256 + at] |= (code >> 4) << j;
-      if (bits == 6) panel[256 + 64 * (j / 4) + at] |= (code >> 4) << (2 * (j % 4));
+  uint8_t* at = panel + 4 * r;
+  if (bits == 8) {
+    for (int j = 0; j < 8; ++j) store_quad(at + 64 * j, load_quad(codes + 4 * j));
+    return;
+  }
+  constexpr uint32_t kLow = 0x0F0F0F0F;
+  for (int v = 0; v < 4; ++v) {
+    const uint32_t low = load_quad(codes + 4 * v) & kLow, high = load_quad(codes + 4 * v + 16) & kLow;
+    store_quad(at + 64 * v, low | high << 4);
+  }
+  if (bits == 5) {
+    uint32_t fifth = 0;
+    for (int j = 0; j < 8; ++j) fifth |= (load_quad(codes + 4 * j) >> 4 & 0x01010101U) << j;
+    store_quad(at + 256, fifth);
+  }
+  if (bits == 6) {
+    for (int half = 0; half < 2; ++half) {
+      uint32_t top = 0;
+      for (int j = 0; j < 4; ++j)
+        top |= (load_quad(codes + 16 * half + 4 * j) >> 4 & 0x03030303U) << (2 * j);
+      store_quad(at + 256 + 64 * half, top);
     }
   }
 }
@@ -92,7 +109,12 @@ int64_t plain_element(DType dtype, int64_t column, int64_t r) {
 void pack_plain_row(const StoredTensor& tensor, int64_t stored, int64_t r, uint8_t* panel) {
   const int64_t width = dtype_block_bytes(tensor.dtype);
   const auto* row = reinterpret_cast<const uint8_t*>(tensor.data.data()) + stored * tensor.row_bytes();
-  for (int64_t k = 0; k < tensor.columns(); ++k)
+  int64_t k = 0;
+  if (tensor.dtype == DType::bf16) {
+    for (; k + 2 <= tensor.columns(); k += 2)
+      store_quad(panel + plain_element(tensor.dtype, k, r) * width, load_quad(row + k * width));
+  }
+  for (; k < tensor.columns(); ++k)
     std::memcpy(panel + plain_element(tensor.dtype, k, r) * width, row + k * width, static_cast<size_t>(width));
 }
 
@@ -103,8 +125,12 @@ void pack_block_row(const StoredTensor& tensor, int64_t stored, int64_t r, uint8
   const int64_t header = unit_header(tensor.dtype, tensor.scale_dtype);
   const int64_t units = tensor.columns() / layout.unit_columns;
   const auto* row = reinterpret_cast<const uint8_t*>(tensor.data.data()) + stored * tensor.row_bytes();
-  codes.resize(static_cast<size_t>(tensor.columns()));
-  read_codes(tensor, stored, codes.data());
+  // Four-bit blocks of 32 pair the columns of nibbles as panels do.
+  const bool as_stored = tensor.dtype == DType::q4_0 || tensor.dtype == DType::q4_1;
+  if (!as_stored) {
+    codes.resize(static_cast<size_t>(tensor.columns()));
+    read_codes(tensor, stored, codes.data());
+  }
   for (int64_t u = 0; u < units; ++u) {
     uint8_t* unit = panel + u * layout.unit_bytes;
     if (tensor.group_size > 0) {
@@ -115,6 +141,11 @@ void pack_block_row(const StoredTensor& tensor, int64_t stored, int64_t r, uint8
                  unit + kPanelRows * width);
     } else {
       write_unit_scales(tensor.dtype, row + u * dtype_block_bytes(tensor.dtype), r, unit);
+    }
+    if (as_stored) {
+      const uint8_t* nibbles = row + (u + 1) * dtype_block_bytes(tensor.dtype) - kBlock / 2;
+      for (int v = 0; v < 4; ++v) store_quad(unit + header + 64 * v + 4 * r, load_quad(nibbles + 4 * v));
+      continue;
     }
     for (int64_t s = 0; s < layout.unit_columns / kBlock; ++s) {
       write_codes(bits, codes.data() + u * layout.unit_columns + s * kBlock, r,

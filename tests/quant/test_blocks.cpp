@@ -121,8 +121,9 @@ TEST(Panels, RowsComeBackBitForBit) {
 }
 
 // Products of the first `rows` rows with T rows of activations, against f64 on the reference's
-// values. `planes`: of fixed-point activations, 0: f32. Fixture scales span many orders, so the error is set
+// values. `planes`: of fixed-point activations, 0: f32, kPairs: bf16. Fixture scales span many orders, so the error is set
 // against sum |w x| of each output.
+constexpr int kPairs = -1;
 void check_products(const kernels::Table& table, const Case& c, int64_t rows, int64_t T, int planes,
                     double bound) {
   Pool pool(1);
@@ -151,7 +152,15 @@ void check_products(const kernels::Table& table, const Case& c, int64_t rows, in
   args.fixed = {blocks, high.data(), planes == 2 ? low.data() : nullptr, scale.data(), sum.data()};
   args.y = y.data();
   args.y_stride = rows;
-  (planes > 0 ? table.linear_fixed : table.linear_f32)(args, 0, packed.matrix().panels);
+  std::vector<uint16_t> pairs(static_cast<size_t>(T * (K + K % 2)));
+  if (planes == kPairs) {
+    args.x_stride = K + K % 2;
+    for (int64_t t = 0; t < T; ++t) table.to_bf16(&x[t * K], K, &pairs[t * args.x_stride]);
+    args.x_bf16 = pairs.data();
+    table.linear_bf16(args, 0, packed.matrix().panels);
+  } else {
+    (planes > 0 ? table.linear_fixed : table.linear_f32)(args, 0, packed.matrix().panels);
+  }
   for (int64_t t = 0; t < T; ++t) {
     for (int64_t n = 0; n < rows; ++n) {
       double expected = 0;
@@ -177,6 +186,8 @@ TEST(Products, EveryFormatOnEveryIsa) {
           check_products(*table, *c, rows, T, 0, 2e-6);
           if (integer) check_products(*table, *c, rows, T, 2, 4e-4);
           if (integer) check_products(*table, *c, rows, T, 1, 3e-2);
+          if (c->tensor.dtype == DType::bf16 && table->linear_bf16 != nullptr)
+            check_products(*table, *c, rows, T, kPairs, 8e-3);
         }
       }
     }

@@ -22,6 +22,7 @@ constexpr Table make_table() {
       .rotate_pairs = rotate_pairs,
       .silu_mul = silu_mul,
       .add = add,
+      .divide = divide,
       .attention_tile = attention_tile,
       .attention_merge = attention_merge,
       .f16_to_f32 = f16_to_f32,

@@ -136,6 +136,11 @@ void add(float* x, const float* y, int64_t n) {
   }
 }
 
+void divide(const float* x, float divisor, int64_t n, float* y) {
+  for (int64_t i = 0; i < n; i += kLanes)
+    store_part(y + i, n - i, load_part(x + i, n - i, 0) / set1(divisor));
+}
+
 void f16_to_f32(const uint16_t* x, float* y, int64_t n) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) store(y + i, load_f16(x + i));
