@@ -60,6 +60,7 @@ struct AttentionTileArgs : AttentionPart {
   const void* k = nullptr;         // [D, 64]: keys transposed, so that a lane is a key
   const void* v = nullptr;         // [64, v_stride]
   int64_t v_stride = 0;            // D rounded up to 16, so that loads stay inside
+  const void* next = nullptr;      // keys of the tile that comes after this one, to be fetched ahead; or null
   const int32_t* first = nullptr;  // [queries]: the keys first[i] <= j < last[i] of the tile count
   const int32_t* last = nullptr;   // [queries]; no key if last[i] <= first[i]
 };

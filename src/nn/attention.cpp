@@ -122,6 +122,7 @@ class Attend {
       args.half = true;
       args.k = k;
       args.v = v;
+      args.next = cache_.half_tile(layer_, kv_head_, std::min(tile + 1, tiles_.last)).k;
     } else {
       cache_.read_tile(layer_, kv_head_, tile, k_.data(), v_.data(), kernels_);
       args.k = k_.data();

@@ -13,6 +13,11 @@ struct KeyF16 {
   static F get(const uint16_t* p) { return load_f16(p); }
 };
 
+template <typename Element>
+inline void fetch(const Element* p, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(Element))) __builtin_prefetch(p + i);
+}
+
 // Scores of R queries become weights [R, 64], their peak and their sum; 0 for keys that do not count.
 template <typename Key, int R>
 inline void tile_weights(const AttentionTileArgs& args, int64_t query, float* weights) {
@@ -23,7 +28,10 @@ inline void tile_weights(const AttentionTileArgs& args, int64_t query, float* we
   for (auto& row : score) {
     for (F& part : row) part = zero();
   }
+  const auto* values = static_cast<const typename Key::Element*>(args.v);
   for (int64_t d = 0; d < args.head_dim; ++d) {
+    // The first queries bring keys and values from memory: values while keys are at work, and so on.
+    if (query == 0 && args.next != nullptr && d < kTileKeys) fetch(values + d * args.v_stride, args.v_stride);
     F keys[kTileParts];
     for (int part = 0; part < kTileParts; ++part) keys[part] = Key::get(k + d * kTileKeys + 16 * part);
     for (int r = 0; r < R; ++r) {
@@ -67,7 +75,9 @@ inline void tile_values(const AttentionTileArgs& args, int64_t query, const floa
   for (auto& row : sums) {
     for (F& part : row) part = zero();
   }
+  const auto* next = static_cast<const typename Key::Element*>(args.next);
   for (int j = from; j < to; ++j) {
+    if (query == 0 && d == 0 && next != nullptr && j < args.head_dim) fetch(next + j * kTileKeys, kTileKeys);
     const bool all = j >= all_from && j < all_to;
     F values[V];
     for (int i = 0; i < V; ++i) values[i] = Key::get(v + j * args.v_stride + d + i * kLanes);
