@@ -156,6 +156,7 @@ inline F quad_column(B x, int i) {
 // Sums of products of unsigned codes with four int8 activations, in 16-bit pairs: exact for as many
 // quads as `dot_run` allows. 8-bit codes do not fit a pair and are split into nibbles.
 constexpr bool kSplitBytes = true;
+constexpr bool kDotsAreInts = false;
 constexpr int dot_run(int bits) { return bits <= 4 ? 8 : 1 << (7 - bits); }
 using Dot = I;
 inline Dot dot_zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
@@ -168,6 +169,7 @@ inline Dot dot(Dot sum, B codes, B x) {
   return {_mm256_add_epi16(sum.a, _mm256_maddubs_epi16(codes.a, x.a)),
           _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(codes.b, x.b))};
 }
+inline Dot dot_start(I sum) { return sum; }  // of pairs: never asked for
 inline I dot_sum(Dot sum) {
   const __m256i ones = _mm256_set1_epi16(1);
   return {_mm256_madd_epi16(sum.a, ones), _mm256_madd_epi16(sum.b, ones)};

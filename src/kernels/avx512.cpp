@@ -116,6 +116,7 @@ inline F quad_column(B x, int i) {
 
 // Sums of products of unsigned codes with four int8 activations, in int32: exact for any run.
 constexpr bool kSplitBytes = false;
+constexpr bool kDotsAreInts = true;
 constexpr int dot_run(int) { return 8; }
 using Dot = I;
 inline I int_zero() { return {_mm512_setzero_si512()}; }
@@ -126,6 +127,7 @@ inline B broadcast_quad(const int8_t* x) {
   return {_mm512_set1_epi32(quad)};
 }
 inline Dot dot(Dot sum, B codes, B x) { return {_mm512_dpbusd_epi32(sum.v, codes.v, x.v)}; }
+inline Dot dot_start(I sum) { return sum; }
 inline I dot_sum(Dot sum) { return sum; }
 inline I set1_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
 inline I operator+(I x, I y) { return {_mm512_add_epi32(x.v, y.v)}; }

@@ -14,22 +14,19 @@
 
 namespace lockstep::kernels {
 
-/// Activations as fixed point in blocks of 32 columns, padded with zeros up to a multiple of 32.
-/// Two int8 planes, 16 bits: x[t, k] ~ scale[t, k / 32] * (256 * high[t, k] + low[t, k]), |...| <= 32639.
-/// One plane, 8 bits: x[t, k] ~ scale[t, k / 16] * high[t, k], |high| <= 127.
-struct FixedPoint {
-  int64_t blocks = 0;            // of 32 columns, per row
-  const int8_t* high = nullptr;  // [T, blocks * 32]
-  const int8_t* low = nullptr;   // [T, blocks * 32]; null: one plane
-  const float* scale = nullptr;  // [T, blocks]; one plane: [T, blocks, 2]
-  const int32_t* sum = nullptr;  // [T, blocks, 2]: sums of the integers over each half block of 16
+/// 32 columns of a row of activations as 16-bit fixed point in two int8 planes: x[k] ~ scale * (256 * high[k] +
+/// low[k]), |...| <= 32639. Rows are padded with zeros up to a multiple of 32.
+struct Fixed16 {
+  int8_t high[32];
+  int8_t low[32];
+  float scale;
+  int32_t minus_sum[3];  // sums of the integers, negative: of the first 16, of the others, of all
 };
-/// Where one row of it is written.
-struct FixedRow {
-  int8_t* high = nullptr;
-  int8_t* low = nullptr;  // null: one plane
-  float* scale = nullptr;
-  int32_t* sum = nullptr;
+/// The same as 8-bit fixed point: x[k] ~ scale[k / 16] * high[k], |high| <= 127.
+struct Fixed8 {
+  int8_t high[32];
+  float scale[2];
+  int32_t minus_sum[2];  // of the first 16, of the others
 };
 
 /// One product y[t, n] = sum_k x[t, k] * W[n, k] over panels of 16 rows of W.
@@ -38,8 +35,9 @@ struct LinearArgs {
   int64_t rows = 0;                            // T
   const float* x = nullptr;                    // [T, K]; used by `linear_f32`
   const uint16_t* x_bf16 = nullptr;            // [T, K], K even by a zero; used by `linear_bf16`
-  int64_t x_stride = 0;                        // in elements
-  FixedPoint fixed;                            // of x; used by `linear_fixed`
+  int64_t x_stride = 0;                        // from row to row, in elements or blocks of 32
+  const Fixed16* x_fixed16 = nullptr;          // [T, K / 32]; used by `linear_fixed16`
+  const Fixed8* x_fixed8 = nullptr;            // [T, K / 32]; used by `linear_fixed8`
   float* y = nullptr;                          // [T, N]
   int64_t y_stride = 0;                        // in elements
 };
@@ -71,11 +69,13 @@ struct Table {
   /// Products in f32 on the weights dequantised exactly as the reference does; one accumulator an
   /// output, k ascending, fused multiply-add. Panels [begin, end).
   void (*linear_f32)(const LinearArgs& args, int64_t begin, int64_t end);
-  /// Products of stored codes with fixed-point activations: integer sums within a block (one plane: half a
+  /// Products of stored codes with fixed-point activations: integer sums within a block (fixed8: half a
   /// block), blocks in ascending k, f32 across blocks. Only for integer panel formats.
-  void (*linear_fixed)(const LinearArgs& args, int64_t begin, int64_t end);
-  /// Rounds one row of `columns` values to fixed point.
-  void (*to_fixed)(const float* x, int64_t columns, const FixedRow& out);
+  void (*linear_fixed16)(const LinearArgs& args, int64_t begin, int64_t end);
+  void (*linear_fixed8)(const LinearArgs& args, int64_t begin, int64_t end);
+  /// Rounds one row of `columns` values to blocks of fixed point.
+  void (*to_fixed16)(const float* x, int64_t columns, Fixed16* blocks);
+  void (*to_fixed8)(const float* x, int64_t columns, Fixed8* blocks);
   /// Products of bf16 weights with bf16 activations, pairs of columns at a time in ascending k, summed in f32
   /// as the processor's instruction does. Null where it has none.
   void (*linear_bf16)(const LinearArgs& args, int64_t begin, int64_t end);

@@ -165,6 +165,7 @@ inline F quad_column(B x, int i) {
 }
 
 constexpr bool kSplitBytes = false;
+constexpr bool kDotsAreInts = true;
 constexpr int dot_run(int) { return 8; }
 using Dot = I;
 inline I int_zero() {
@@ -180,6 +181,7 @@ inline Dot dot(Dot sum, B codes, B x) {
   }
   return sum;
 }
+inline Dot dot_start(I sum) { return sum; }
 inline I dot_sum(Dot sum) { return sum; }
 inline I set1_int(int32_t x) {
   return lanes<I>([&](int) { return x; });

@@ -4,48 +4,33 @@
 
 namespace lockstep::nn {
 
-Activations::Fixed Activations::make_fixed(bool wide) const {
-  const auto size = static_cast<size_t>(rows_ * blocks());
-  Fixed made{arena::Array<int8_t>(size * quant::kBlock), {}, arena::Array<float>(size * (wide ? 1 : 2)),
-             arena::Array<int32_t>(size * 2)};
-  if (wide) made.low = arena::Array<int8_t>(size * quant::kBlock);
+template <typename Block>
+void Activations::make(Rows<Block>& rows, int64_t width, void (*round)(const float*, int64_t, Block*)) const {
+  if (rows) return;
+  rows = arena::Array<Block>(static_cast<size_t>(rows_ * width));
   runtime_.for_rows(rows_, columns_, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      const int64_t at = t * blocks();
-      runtime_.kernels->to_fixed(
-          x_ + t * columns_, columns_,
-          {made.high.data() + at * quant::kBlock, wide ? made.low.data() + at * quant::kBlock : nullptr,
-           made.scale.data() + at * (wide ? 1 : 2), made.sum.data() + at * 2});
-    }
+    for (int64_t t = begin; t < end; ++t) round(x_ + t * columns_, columns_, rows->data() + t * width);
   });
-  return made;
 }
 
 void Activations::prepare(InputForm form) {
-  if (form == InputForm::fixed16 && !fixed16_) fixed16_ = make_fixed(true);
-  if (form == InputForm::fixed8 && !fixed8_) fixed8_ = make_fixed(false);
-  if (form == InputForm::bf16 && !bf16_) {
-    bf16_ = arena::Array<uint16_t>(static_cast<size_t>(rows_ * even_columns()));
-    runtime_.for_rows(rows_, columns_, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t)
-        runtime_.kernels->to_bf16(x_ + t * columns_, columns_, bf16_->data() + t * even_columns());
-    });
+  switch (form) {
+    case InputForm::f32: break;
+    case InputForm::fixed16: make(fixed16_, blocks(), runtime_.kernels->to_fixed16); break;
+    case InputForm::fixed8: make(fixed8_, blocks(), runtime_.kernels->to_fixed8); break;
+    case InputForm::bf16: make(bf16_, even_columns(), runtime_.kernels->to_bf16); break;
   }
 }
 
 void Activations::bind(InputForm form, int64_t first, kernels::LinearArgs& args) const {
-  const auto fixed = [&](const Fixed& from, bool wide) -> kernels::FixedPoint {
-    const int64_t at = first * blocks();
-    return {blocks(), from.high.data() + at * quant::kBlock, wide ? from.low.data() + at * quant::kBlock : nullptr,
-            from.scale.data() + at * (wide ? 1 : 2), from.sum.data() + at * 2};
-  };
+  args.x_stride = blocks();
   switch (form) {
     case InputForm::f32:
       args.x = x_ + first * columns_;
       args.x_stride = columns_;
       break;
-    case InputForm::fixed16: args.fixed = fixed(*fixed16_, true); break;
-    case InputForm::fixed8: args.fixed = fixed(*fixed8_, false); break;
+    case InputForm::fixed16: args.x_fixed16 = fixed16_->data() + first * blocks(); break;
+    case InputForm::fixed8: args.x_fixed8 = fixed8_->data() + first * blocks(); break;
     case InputForm::bf16:
       args.x_bf16 = bf16_->data() + first * even_columns();
       args.x_stride = even_columns();
@@ -82,7 +67,8 @@ void multiply(const Runtime& runtime, std::span<const Product> products) {
     switch (product->form) {
       case InputForm::f32: runtime.kernels->linear_f32(args, begin, end); break;
       case InputForm::bf16: runtime.kernels->linear_bf16(args, begin, end); break;
-      default: runtime.kernels->linear_fixed(args, begin, end);
+      case InputForm::fixed16: runtime.kernels->linear_fixed16(args, begin, end); break;
+      case InputForm::fixed8: runtime.kernels->linear_fixed8(args, begin, end); break;
     }
   });
 }

@@ -55,20 +55,20 @@ class Activations {
   void bind(InputForm form, int64_t first, kernels::LinearArgs& args) const;
 
  private:
-  struct Fixed {
-    arena::Array<int8_t> high, low;  // [T, blocks * 32]; low: 16 bits only
-    arena::Array<float> scale;       // [T, blocks], 8 bits: [T, blocks, 2]
-    arena::Array<int32_t> sum;       // [T, blocks, 2]
-  };
-  Fixed make_fixed(bool wide) const;
+  template <typename Block>
+  using Rows = std::optional<arena::Array<Block>>;  // [T, blocks]
+
+  template <typename Block>
+  void make(Rows<Block>& rows, int64_t width, void (*round)(const float*, int64_t, Block*)) const;
   int64_t blocks() const { return (columns_ + quant::kBlock - 1) / quant::kBlock; }
   int64_t even_columns() const { return (columns_ + 1) / 2 * 2; }
 
   const Runtime& runtime_;
   const float* x_;
   int64_t rows_, columns_;
-  std::optional<Fixed> fixed16_, fixed8_;
-  std::optional<arena::Array<uint16_t>> bf16_;  // [T, even_columns]
+  Rows<kernels::Fixed16> fixed16_;
+  Rows<kernels::Fixed8> fixed8_;
+  Rows<uint16_t> bf16_;  // [T, even_columns]
 };
 
 /// One product of a set that runs together.

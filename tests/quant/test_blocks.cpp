@@ -7,6 +7,7 @@
 #include <string>
 
 #include "kernels/kernels.h"
+#include "nn/precision.h"
 #include "quant/blocks.h"
 #include "quant/half.h"
 #include "quant/pack.h"
@@ -121,10 +122,9 @@ TEST(Panels, RowsComeBackBitForBit) {
 }
 
 // Products of the first `rows` rows with T rows of activations, against f64 on the reference's
-// values. `planes`: of fixed-point activations, 0: f32, kPairs: bf16. Fixture scales span many orders, so the error is set
+// values. Fixture scales span many orders, so the error is set
 // against sum |w x| of each output.
-constexpr int kPairs = -1;
-void check_products(const kernels::Table& table, const Case& c, int64_t rows, int64_t T, int planes,
+void check_products(const kernels::Table& table, const Case& c, int64_t rows, int64_t T, nn::InputForm form,
                     double bound) {
   Pool pool(1);
   StoredTensor tensor = c.tensor;
@@ -136,31 +136,31 @@ void check_products(const kernels::Table& table, const Case& c, int64_t rows, in
   std::vector<float> x(static_cast<size_t>(T * K));
   for (float& value : x) value = normal(random);
   const int64_t blocks = (K + 31) / 32;
-  std::vector<int8_t> high(T * blocks * 32), low(T * blocks * 32);
-  std::vector<float> scale(T * blocks * 2), y(T * rows, -1.0F);
-  std::vector<int32_t> sum(T * blocks * 2);
-  for (int64_t t = 0; t < T; ++t) {
-    const int64_t at = t * blocks;
-    table.to_fixed(&x[t * K], K,
-                   {&high[at * 32], planes == 2 ? &low[at * 32] : nullptr, &scale[at * (planes == 2 ? 1 : 2)], &sum[at * 2]});
-  }
+  std::vector<kernels::Fixed16> wide(static_cast<size_t>(T * blocks));
+  std::vector<kernels::Fixed8> narrow(wide.size());
+  std::vector<uint16_t> pairs(static_cast<size_t>(T * (K + K % 2)));
+  std::vector<float> y(T * rows, -1.0F);
   kernels::LinearArgs args;
   args.weight = &packed.matrix();
   args.rows = T;
   args.x = x.data();
   args.x_stride = K;
-  args.fixed = {blocks, high.data(), planes == 2 ? low.data() : nullptr, scale.data(), sum.data()};
   args.y = y.data();
   args.y_stride = rows;
-  std::vector<uint16_t> pairs(static_cast<size_t>(T * (K + K % 2)));
-  if (planes == kPairs) {
-    args.x_stride = K + K % 2;
-    for (int64_t t = 0; t < T; ++t) table.to_bf16(&x[t * K], K, &pairs[t * args.x_stride]);
-    args.x_bf16 = pairs.data();
-    table.linear_bf16(args, 0, packed.matrix().panels);
-  } else {
-    (planes > 0 ? table.linear_fixed : table.linear_f32)(args, 0, packed.matrix().panels);
+  auto* product = table.linear_f32;
+  for (int64_t t = 0; t < T; ++t) {
+    if (form == nn::InputForm::fixed16) table.to_fixed16(&x[t * K], K, &wide[t * blocks]);
+    if (form == nn::InputForm::fixed8) table.to_fixed8(&x[t * K], K, &narrow[t * blocks]);
+    if (form == nn::InputForm::bf16) table.to_bf16(&x[t * K], K, &pairs[t * (K + K % 2)]);
   }
+  if (form != nn::InputForm::f32) args.x_stride = form == nn::InputForm::bf16 ? K + K % 2 : blocks;
+  args.x_fixed16 = wide.data();
+  args.x_fixed8 = narrow.data();
+  args.x_bf16 = pairs.data();
+  if (form == nn::InputForm::fixed16) product = table.linear_fixed16;
+  if (form == nn::InputForm::fixed8) product = table.linear_fixed8;
+  if (form == nn::InputForm::bf16) product = table.linear_bf16;
+  product(args, 0, packed.matrix().panels);
   for (int64_t t = 0; t < T; ++t) {
     for (int64_t n = 0; n < rows; ++n) {
       double expected = 0;
@@ -183,11 +183,11 @@ TEST(Products, EveryFormatOnEveryIsa) {
       const bool integer = quant::code_format(c->tensor.dtype).bits > 0;
       for (int64_t T : {1, 2, 3, 5, 9}) {
         for (int64_t rows : {int64_t{1}, std::min<int64_t>(7, c->tensor.rows()), c->tensor.rows()}) {
-          check_products(*table, *c, rows, T, 0, 2e-6);
-          if (integer) check_products(*table, *c, rows, T, 2, 4e-4);
-          if (integer) check_products(*table, *c, rows, T, 1, 3e-2);
+          check_products(*table, *c, rows, T, nn::InputForm::f32, 2e-6);
+          if (integer) check_products(*table, *c, rows, T, nn::InputForm::fixed16, 4e-4);
+          if (integer) check_products(*table, *c, rows, T, nn::InputForm::fixed8, 3e-2);
           if (c->tensor.dtype == DType::bf16 && table->linear_bf16 != nullptr)
-            check_products(*table, *c, rows, T, kPairs, 8e-3);
+            check_products(*table, *c, rows, T, nn::InputForm::bf16, 8e-3);
         }
       }
     }

@@ -13,8 +13,10 @@ constexpr Table make_table() {
   return {
       .isa = kName,
       .linear_f32 = linear_f32,
-      .linear_fixed = linear_fixed,
-      .to_fixed = to_fixed,
+      .linear_fixed16 = linear_fixed16,
+      .linear_fixed8 = linear_fixed8,
+      .to_fixed16 = to_fixed16,
+      .to_fixed8 = to_fixed8,
       .linear_bf16 = nullptr,
       .to_bf16 = nullptr,
       .rms_norm = rms_norm,

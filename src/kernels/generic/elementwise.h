@@ -62,26 +62,31 @@ inline void quantise(const F (&values)[kCount], float most, I (&integers)[kCount
     integers[i] = round_to_int(min(set1(most), max(set1(-most), values[i] * inverse)));
 }
 
-void to_fixed(const float* x, int64_t columns, const FixedRow& out) {
-  for (int64_t block = 0; block * 32 < columns; ++block, x += 32) {
-    const int64_t count = columns - block * 32;
-    const F parts[2] = {load_part(x, count, 0), count > 16 ? load_part(x + 16, count - 16, 0) : zero()};
+void to_fixed16(const float* x, int64_t columns, Fixed16* blocks) {
+  for (int64_t k = 0; k < columns; k += 32, x += 32, ++blocks) {
+    const F parts[2] = {load_part(x, columns - k, 0),
+                        columns - k > 16 ? load_part(x + 16, columns - k - 16, 0) : zero()};
     I integers[2];
-    if (out.low != nullptr) quantise(parts, 32639.0F, integers, out.scale + block);
+    quantise(parts, 32639.0F, integers, &blocks->scale);
     for (int half = 0; half < 2; ++half) {
-      const int64_t at = 2 * block + half;
-      if (out.low != nullptr) {
-        const I top = shift_right(integers[half] + set1_int(128), 8);
-        store_bytes(out.high + 16 * at, top);
-        store_bytes(out.low + 16 * at, integers[half] - shift_left(top, 8));
-        out.sum[at] = sum_int(integers[half]);
-      } else {
-        const F own[1] = {parts[half]};
-        I small[1];
-        quantise(own, 127.0F, small, out.scale + at);
-        store_bytes(out.high + 16 * at, small[0]);
-        out.sum[at] = sum_int(small[0]);
-      }
+      const I top = shift_right(integers[half] + set1_int(128), 8);
+      store_bytes(blocks->high + 16 * half, top);
+      store_bytes(blocks->low + 16 * half, integers[half] - shift_left(top, 8));
+      blocks->minus_sum[half] = -sum_int(integers[half]);
+    }
+    blocks->minus_sum[2] = blocks->minus_sum[0] + blocks->minus_sum[1];
+  }
+}
+
+void to_fixed8(const float* x, int64_t columns, Fixed8* blocks) {
+  for (int64_t k = 0; k < columns; k += 32, x += 32, ++blocks) {
+    for (int half = 0; half < 2; ++half) {
+      const int64_t count = columns - k - 16 * half;
+      const F part[1] = {count > 0 ? load_part(x + 16 * half, count, 0) : zero()};
+      I integers[1];
+      quantise(part, 127.0F, integers, &blocks->scale[half]);
+      store_bytes(blocks->high + 16 * half, integers[0]);
+      blocks->minus_sum[half] = -sum_int(integers[0]);
     }
   }
 }

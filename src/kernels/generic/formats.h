@@ -40,6 +40,7 @@ struct Simple {
   static int64_t unit_bytes(const quant::PanelMatrix&) { return (kBias ? 64 : 32) + code_bytes(kBits); }
   static F scale(const std::byte* unit, int64_t) { return load_f16(unit); }
   static F bias(const std::byte* unit, int64_t) { return load_f16(unit + 32); }
+  static F minus_bias(const std::byte* unit, int64_t s) { return zero() - bias(unit, s); }
   static const std::byte* codes(const std::byte* unit, const quant::PanelMatrix&, int64_t) {
     return unit + (kBias ? 64 : 32);
   }
@@ -55,9 +56,10 @@ struct SuperBlock {
   static int64_t sub_blocks(const quant::PanelMatrix&) { return 8; }
   static int64_t unit_bytes(const quant::PanelMatrix&) { return 64 + 256 + 8 * code_bytes(kBits); }
   static F scale(const std::byte* unit, int64_t s) { return load_f16(unit) * load_u8(unit + 64 + 16 * s); }
-  static F bias(const std::byte* unit, int64_t s) {
-    return zero() - load_f16(unit + 32) * load_u8(unit + 192 + 16 * s);
+  static F minus_bias(const std::byte* unit, int64_t s) {
+    return load_f16(unit + 32) * load_u8(unit + 192 + 16 * s);
   }
+  static F bias(const std::byte* unit, int64_t s) { return zero() - minus_bias(unit, s); }
   static const std::byte* codes(const std::byte* unit, const quant::PanelMatrix&, int64_t s) {
     return unit + 320 + s * code_bytes(kBits);
   }
@@ -106,6 +108,7 @@ struct Affine {
   }
   static F scale(const std::byte* unit, int64_t) { return Scale::get(unit); }
   static F bias(const std::byte* unit, int64_t) { return Scale::get(unit + Scale::kBytes); }
+  static F minus_bias(const std::byte* unit, int64_t s) { return zero() - bias(unit, s); }
   static const std::byte* codes(const std::byte* unit, const quant::PanelMatrix&, int64_t s) {
     return unit + 2 * Scale::kBytes + s * code_bytes(kBits);
   }
@@ -125,6 +128,8 @@ struct PlainBf16 {
   static constexpr int64_t kBytes = 64;
   static F column(const std::byte* p, int i) { return load_bf16_pair(p, i); }
 };
+
+constexpr int log2_of(int power) { return power == 1 ? 0 : 1 + log2_of(power / 2); }
 
 // Asks for what lies some way behind `p`, `bytes` long.
 inline void fetch_ahead(const std::byte* p, int64_t bytes) {

@@ -87,24 +87,43 @@ void dequantised_rows(const LinearArgs& args, int64_t panel, int64_t row) {
   for (int r = 0; r < R; ++r) store_outputs(args, panel, row + r, acc[r]);
 }
 
-// Integer sums of codes times activations over `kQuads` quads from quad `first`, for P panels and R rows.
-// high, low: the row's planes at the block's first column; stride: from row to row.
-template <int kBits, int kQuads, int kPlanes, int R, int P>
-inline void code_sums(I (&sums)[P][R], const std::byte* const (&codes)[P], int first, const int8_t* high,
-                      const int8_t* low, int64_t stride) {
+// Where an activation block has its planes, scales and sums for a part of a block that has one weight scale.
+struct WideBlock {
+  using Block = Fixed16;
+  static constexpr int kPlanes = 2;
+  static constexpr int kScales = 1;  // a block
+  static const int8_t* plane(const Fixed16& x, int i) { return i == 0 ? x.high : x.low; }
+  static float scale(const Fixed16& x, int) { return x.scale; }
+  static int32_t minus_sum(const Fixed16& x, int part, int parts) { return x.minus_sum[parts == 2 ? part : 2]; }
+};
+struct NarrowBlock {
+  using Block = Fixed8;
+  static constexpr int kPlanes = 1;
+  static constexpr int kScales = 2;
+  static const int8_t* plane(const Fixed8& x, int) { return x.high; }
+  static float scale(const Fixed8& x, int part) { return x.scale[part]; }
+  static int32_t minus_sum(const Fixed8& x, int part, int) { return x.minus_sum[part]; }
+};
+
+// sums += integer sums of codes times activations over `kQuads` quads from quad `first`, for P panels and R rows.
+template <typename Wide, int kBits, int kQuads, int R, int P>
+inline void code_sums(I (&sums)[P][R], const std::byte* const (&codes)[P], int first,
+                      const typename Wide::Block* const (&x)[R]) {
   // Codes of eight bits may have to be split where a pair of products must fit 16 bits.
   constexpr bool kSplit = kBits == 8 && kSplitBytes;
   constexpr int kParts = kSplit ? 2 : 1;
+  constexpr int kPlanes = Wide::kPlanes;
   constexpr int kRun = kSplit ? kQuads : dot_run(kBits) < kQuads ? dot_run(kBits) : kQuads;
-  for (auto& panel : sums) {
-    for (auto& sum : panel) sum = int_zero();
-  }
   for (int run = first; run < first + kQuads; run += kRun) {
     Dot dots[P][R][kParts][kPlanes];
-    for (auto& panel : dots) {
-      for (auto& row : panel) {
-        for (auto& part : row) {
-          for (auto& plane : part) plane = dot_zero();
+    for (int p = 0; p < P; ++p) {
+      for (int r = 0; r < R; ++r) {
+        for (int part = 0; part < kParts; ++part) {
+          for (int plane = 0; plane < kPlanes; ++plane) {
+            // The last plane is the lowest: where dots are integers, its sum starts from what is there.
+            const bool starts = kDotsAreInts && plane == kPlanes - 1;
+            dots[p][r][part][plane] = starts ? dot_start(sums[p][r]) : dot_zero();
+          }
         }
       }
     }
@@ -119,82 +138,102 @@ inline void code_sums(I (&sums)[P][R], const std::byte* const (&codes)[P], int f
       }
       for (int r = 0; r < R; ++r) {
         for (int plane = 0; plane < kPlanes; ++plane) {
-          const B x = broadcast_quad((plane == 0 ? high : low) + r * stride + 4 * j);
+          const B quad = broadcast_quad(Wide::plane(*x[r], plane) + 4 * j);
           for (int p = 0; p < P; ++p) {
             for (int part = 0; part < kParts; ++part)
-              dots[p][r][part][plane] = dot(dots[p][r][part][plane], quads[p][part], x);
+              dots[p][r][part][plane] = dot(dots[p][r][part][plane], quads[p][part], quad);
           }
         }
       }
     }
     for (int p = 0; p < P; ++p) {
       for (int r = 0; r < R; ++r) {
+        I total = kDotsAreInts ? int_zero() : sums[p][r];
         for (int part = 0; part < kParts; ++part) {
-          I sum = dot_sum(dots[p][r][part][0]);
-          if constexpr (kPlanes == 2) sum = shift_left(sum, 8) + dot_sum(dots[p][r][part][kPlanes - 1]);
-          sums[p][r] = sums[p][r] + (part == 0 ? sum : shift_left(sum, 4));
+          I sum = dot_sum(dots[p][r][part][kPlanes - 1]);
+          if constexpr (kPlanes == 2) sum = sum + shift_left(dot_sum(dots[p][r][part][0]), 8);
+          total = total + (part == 0 ? sum : shift_left(sum, 4));
+        }
+        sums[p][r] = total;
+      }
+    }
+  }
+}
+
+// acc += one block of weights times activations.
+template <typename Format, typename Wide, int R, int P>
+inline void multiply_block(F (&acc)[P][R], const quant::PanelMatrix& w, const std::byte* const (&units)[P],
+                           int64_t s, const typename Wide::Block* const (&x)[R]) {
+  constexpr int kWeightScales = 32 / Format::kScaleColumns;
+  constexpr int kParts = kWeightScales > Wide::kScales ? kWeightScales : Wide::kScales;
+  const std::byte* codes[P];
+  for (int p = 0; p < P; ++p) codes[p] = Format::codes(units[p], w, s);
+  F scales[P];
+  F together[P][R];  // of the halves of a block, where the weights have one scale
+  for (int part = 0; part < kParts; ++part) {
+    I sums[P][R];
+    for (int r = 0; r < R; ++r) {
+      const I start = Format::kOffset == 0 ? int_zero()
+                                           : shift_left(set1_int(Wide::minus_sum(*x[r], part, kParts)),
+                                                        log2_of(Format::kOffset));
+      for (int p = 0; p < P; ++p) sums[p][r] = start;
+    }
+    code_sums<Wide, Format::kBits, 8 / kParts>(sums, codes, part * 8 / kParts, x);
+    if (part == 0 || kWeightScales == 2) {
+      for (int p = 0; p < P; ++p)
+        scales[p] = Format::scale(units[p], s * kWeightScales + (kWeightScales == 2 ? part : 0));
+    }
+    for (int r = 0; r < R; ++r) {
+      const F x_scale = set1(Wide::scale(*x[r], part));
+      for (int p = 0; p < P; ++p) {
+        const F sum = to_float(sums[p][r]);
+        if constexpr (kParts == kWeightScales) {
+          acc[p][r] = fma(sum, scales[p] * x_scale, acc[p][r]);
+        } else {
+          together[p][r] = part == 0 ? sum * x_scale : fma(sum, x_scale, together[p][r]);
+          if (part == kParts - 1) acc[p][r] = fma(together[p][r], scales[p], acc[p][r]);
         }
       }
     }
   }
-}
-
-// acc += weight (codes) of one block times activations, the block's sums being at hand. Two planes have one
-// scale of the activations a block, one plane has one for each half.
-template <typename Format, int kPlanes, int R, int P>
-inline void multiply_block(F (&acc)[P][R], const quant::PanelMatrix& w, const std::byte* const (&units)[P],
-                           int64_t s, const FixedPoint& x, int64_t row, int64_t block) {
-  constexpr int kWeightScales = 32 / Format::kScaleColumns;
-  constexpr int kParts = kPlanes == 1 ? 2 : kWeightScales;  // with sums of their own
-  constexpr int kQuads = 8 / kParts;
-  const int64_t stride = x.blocks * 32;
-  const int8_t* high = x.high + row * stride + block * 32;
-  const int8_t* low = kPlanes == 2 ? x.low + row * stride + block * 32 : nullptr;
-  const std::byte* codes[P];
-  for (int p = 0; p < P; ++p) codes[p] = Format::codes(units[p], w, s);
-  for (int part = 0; part < kParts; ++part) {
-    I sums[P][R];
-    code_sums<Format::kBits, kQuads, kPlanes>(sums, codes, part * kQuads, high, low, stride);
-    F scales[P];
-    for (int p = 0; p < P; ++p)
-      scales[p] = Format::scale(units[p], s * kWeightScales + (kWeightScales == 2 ? part : 0));
+  if constexpr (Format::kHasBias) {
+    F biases[P];
+    for (int p = 0; p < P; ++p) biases[p] = Format::minus_bias(units[p], s);
     for (int r = 0; r < R; ++r) {
-      const int64_t at = (row + r) * x.blocks + block;
-      const int32_t x_sum = kParts == 2 ? x.sum[2 * at + part] : x.sum[2 * at] + x.sum[2 * at + 1];
-      const F x_scale = set1(kPlanes == 1 ? x.scale[2 * at + part] : x.scale[at]);
-      for (int p = 0; p < P; ++p) {
-        I sum = sums[p][r];
-        if constexpr (Format::kOffset != 0) sum = sum - set1_int(Format::kOffset * x_sum);
-        acc[p][r] = fma(to_float(sum), scales[p] * x_scale, acc[p][r]);
+      F total = zero();  // of the activations of the block, negative as the bias is
+      for (int part = 0; part < Wide::kScales; ++part) {
+        const F integers = to_float(set1_int(Wide::minus_sum(*x[r], part, Wide::kScales)));
+        const F scale = set1(Wide::scale(*x[r], part));
+        total = part == 0 ? integers * scale : fma(integers, scale, total);
       }
-      if constexpr (Format::kHasBias) {
-        const F total = x_scale * set1(static_cast<float>(x_sum));
-        for (int p = 0; p < P; ++p)
-          acc[p][r] = fma(Format::bias(units[p], s), total, acc[p][r]);
-      }
+      for (int p = 0; p < P; ++p) acc[p][r] = fma(biases[p], total, acc[p][r]);
     }
   }
 }
 
-template <typename Format, int kPlanes, int R, int P>
-void fixed_rows(const LinearArgs& args, int64_t panel, int64_t row) {
+template <typename Format, typename Wide, int R, int P>
+void fixed_rows(const LinearArgs& args, const typename Wide::Block* first, int64_t panel, int64_t row) {
   const quant::PanelMatrix& w = *args.weight;
   const int64_t sub_blocks = Format::sub_blocks(w);
   const int64_t unit_bytes = Format::unit_bytes(w);
   const int64_t step = unit_bytes / sub_blocks;
   const std::byte* units[P];
   for (int p = 0; p < P; ++p) units[p] = w.panel(panel + p);
+  const typename Wide::Block* x[R];
+  for (int r = 0; r < R; ++r) x[r] = first + (row + r) * args.x_stride;
+  const auto* end = x[0] + args.x_stride;
   F acc[P][R];
   for (auto& rows : acc) {
     for (auto& a : rows) a = zero();
   }
-  for (int64_t block = 0; block < args.fixed.blocks;) {
-    for (int64_t s = 0; s < sub_blocks; ++s, ++block) {
+  while (x[0] != end) {
+    for (int64_t s = 0; s < sub_blocks; ++s) {
       // The first rows bring the weights from memory, which processors fetch ahead only within a page.
       if (row == 0) {
         for (int p = 0; p < P; ++p) fetch_ahead(units[p] + s * step, step);
       }
-      multiply_block<Format, kPlanes>(acc, w, units, s, args.fixed, row, block);
+      multiply_block<Format, Wide>(acc, w, units, s, x);
+      for (int r = 0; r < R; ++r) ++x[r];
     }
     for (int p = 0; p < P; ++p) units[p] += unit_bytes;
   }
@@ -247,10 +286,10 @@ void dequantised_panels(const LinearArgs& args, int64_t begin, int64_t end) {
                         [&]<int R>(int64_t row) { dequantised_rows<Format, R>(args, panel, row); });
   }
 }
-template <typename Format, int kPlanes>
-void fixed_panels(const LinearArgs& args, int64_t begin, int64_t end) {
+template <typename Format, typename Wide>
+void fixed_panels(const LinearArgs& args, const typename Wide::Block* x, int64_t begin, int64_t end) {
   tile<kRowTileFixed>(args, begin, end, [&]<int R, int P>(int64_t row, int64_t panel) {
-    fixed_rows<Format, kPlanes, R, P>(args, panel, row);
+    fixed_rows<Format, Wide, R, P>(args, x, panel, row);
   });
 }
 
@@ -290,11 +329,13 @@ void linear_f32(const LinearArgs& args, int64_t begin, int64_t end) {
   }
 }
 
-void linear_fixed(const LinearArgs& args, int64_t begin, int64_t end) {
+void linear_fixed16(const LinearArgs& args, int64_t begin, int64_t end) {
   with_block_format(*args.weight, [&]<typename Format>() {
-    if (args.fixed.low != nullptr)
-      fixed_panels<Format, 2>(args, begin, end);
-    else
-      fixed_panels<Format, 1>(args, begin, end);
+    fixed_panels<Format, WideBlock>(args, args.x_fixed16, begin, end);
+  });
+}
+void linear_fixed8(const LinearArgs& args, int64_t begin, int64_t end) {
+  with_block_format(*args.weight, [&]<typename Format>() {
+    fixed_panels<Format, NarrowBlock>(args, args.x_fixed8, begin, end);
   });
 }
