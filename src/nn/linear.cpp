@@ -39,21 +39,23 @@ void Activations::bind(InputForm form, int64_t first, kernels::LinearArgs& args)
 }
 
 void multiply(const Runtime& runtime, std::span<const Product> products) {
-  int64_t panels = 0;
-  for (const Product& product : products) panels += product.weight->panels;
-  // Small chunks, so that a busy neighbour delays little; not so small that handing out costs. Even, since
-  // kernels take panels in pairs.
-  const int64_t step = std::clamp<int64_t>(panels / (runtime.pool->threads() * 16) * 2, 2, 16);
-
   struct Chunk {
     const Product* product;
     int64_t begin;
     int64_t end;
   };
+  int64_t left = 0;  // panels
+  for (const Product& product : products) left += product.weight->panels;
+  // Long chunks first, for memory is read fastest in long runs, and ever shorter ones, so that threads end
+  // together. Even, since kernels take panels in pairs.
+  constexpr int64_t kShortest = 32768;  // bytes
   std::vector<Chunk> chunks;
   for (const Product& product : products) {
-    for (int64_t p = 0; p < product.weight->panels; p += step) {
-      chunks.push_back({&product, p, std::min(product.weight->panels, p + step)});
+    for (int64_t p = 0; p < product.weight->panels; p = chunks.back().end) {
+      const int64_t shortest = 2 + kShortest / (product.weight->panel_bytes + 1) / 2 * 2;
+      const int64_t size = std::max(shortest, left / (runtime.pool->threads() * 3 / 2 + 1) / 2 * 2);
+      chunks.push_back({&product, p, std::min(product.weight->panels, p + size)});
+      left -= chunks.back().end - p;
     }
   }
   runtime.pool->run(static_cast<int64_t>(chunks.size()), [&](int64_t index) {
