@@ -140,8 +140,7 @@ void KvCache::read_tile(int64_t layer, int64_t head, int64_t tile, float* k, flo
 
 KvCache::HalfTile KvCache::half_tile(int64_t layer, int64_t head, int64_t tile) const {
   if (type_ != KvType::f16) return {};
-  const auto* halves =
-      reinterpret_cast<const uint16_t*>(layers_[layer][tile].get() + head * head_bytes_);
+  const auto* halves = reinterpret_cast<const uint16_t*>(layers_[layer][tile].get() + head * head_bytes_);
   return {halves, halves + shape_.head_dim * kTile};
 }
 

@@ -24,7 +24,8 @@ void ModelFlags::declare(CLI::App& verb, bool session) {
   verb.add_option("-t,--threads", threads, "threads; 0: as many as this machine gives the process")
       ->check(in_range(0, 1024));
   verb.add_option("--precision", precision,
-                  "f32: all in f32; exact: 16-bit fixed point where weights are integers; fast: 8 bits where that does "
+                  "f32: all in f32; exact: 16-bit fixed point where weights are integers; fast: 8 bits where "
+                  "that does "
                   "little harm")
       ->check(taken_by([](const std::string& name) { parse_precision(name); }))
       ->capture_default_str();

@@ -432,8 +432,7 @@ void declare_check(CLI::App& app) {
   verb->add_option("--length", flags->length, "tokens of the random text")
       ->check(in_range(int64_t{2}, int64_t{1} << 20))
       ->capture_default_str();
-  verb->add_option("--inject", flags->fault, "compute wrongly on purpose, as for trace")
-      ->type_name("FAULT");
+  verb->add_option("--inject", flags->fault, "compute wrongly on purpose, as for trace")->type_name("FAULT");
   verb->footer(
       "Logits must be the same, bit for bit, for any number of threads, chunks, batch and reuse of the "
       "cache;\n"

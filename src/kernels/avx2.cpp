@@ -21,7 +21,7 @@ constexpr int kRowTile = 4;       // rows of activations that share an unpacked 
 constexpr int kRowTileFixed = 2;  // the same in fixed point, where a row needs two sums
 constexpr int kPanelTile = 1;     // panels that share a broadcast activation
 constexpr int kQueryTile = 1;
-constexpr int kPeakSums = 5;      // of two registers each
+constexpr int kPeakSums = 5;  // of two registers each
 
 // 16 floats, 16 int32, 64 bytes.
 struct F {

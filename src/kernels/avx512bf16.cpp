@@ -37,8 +37,7 @@ void pair_rows(const LinearArgs& args, int64_t panel, int64_t row) {
       int32_t pair;
       std::memcpy(&pair, x + r * args.x_stride + k, 4);
       const auto value = (__m512bh)_mm512_set1_epi32(pair);
-      for (int p = 0; p < P; ++p)
-        acc[p][r] = _mm512_dpbf16_ps(acc[p][r], (__m512bh)weights[p], value);
+      for (int p = 0; p < P; ++p) acc[p][r] = _mm512_dpbf16_ps(acc[p][r], (__m512bh)weights[p], value);
     }
   }
   for (int p = 0; p < P; ++p) {

@@ -14,8 +14,8 @@
 
 namespace lockstep::kernels {
 
-/// 32 columns of a row of activations as 16-bit fixed point in two int8 planes: x[k] ~ scale * (256 * high[k] +
-/// low[k]), |...| <= 32639. Rows are padded with zeros up to a multiple of 32.
+/// 32 columns of a row of activations as 16-bit fixed point in two int8 planes: x[k] ~ scale * (256 * high[k]
+/// + low[k]), |...| <= 32639. Rows are padded with zeros up to a multiple of 32.
 struct Fixed16 {
   int8_t high[32];
   int8_t low[32];
@@ -97,7 +97,8 @@ struct Table {
   void (*attention_tile)(const AttentionTileArgs& args);
   /// Merges a part into what was there before it (peak -inf, total and out 0 at the start). Parts come in
   /// ascending order of their keys; a query that saw none in the part is left alone.
-  void (*attention_merge)(const AttentionPart& part, int64_t queries, int64_t head_dim, const AttentionPart& into);
+  void (*attention_merge)(const AttentionPart& part, int64_t queries, int64_t head_dim,
+                          const AttentionPart& into);
   /// f16 to f32 and back (round to nearest even); n elements.
   void (*f16_to_f32)(const uint16_t* x, float* y, int64_t n);
   void (*f32_to_f16)(const float* x, uint16_t* y, int64_t n);

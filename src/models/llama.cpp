@@ -71,9 +71,11 @@ Llama::Llama(Binder& binder, const Defaults& defaults)
     w.attn_norm = binder.vector(prefix + "input_layernorm.weight", sizes_.hidden);
     w.attn = bind_attention(binder, prefix + "self_attn.", sizes_, {attention_bias, attention_bias});
     w.ffn_norm = binder.vector(prefix + "post_attention_layernorm.weight", sizes_.hidden);
-    w.gate = binder.linear(prefix + "mlp.gate_proj", nn::Role::gate, sizes_.intermediate, sizes_.hidden, mlp_bias);
+    w.gate =
+        binder.linear(prefix + "mlp.gate_proj", nn::Role::gate, sizes_.intermediate, sizes_.hidden, mlp_bias);
     w.up = binder.linear(prefix + "mlp.up_proj", nn::Role::up, sizes_.intermediate, sizes_.hidden, mlp_bias);
-    w.down = binder.linear(prefix + "mlp.down_proj", nn::Role::down, sizes_.hidden, sizes_.intermediate, mlp_bias);
+    w.down =
+        binder.linear(prefix + "mlp.down_proj", nn::Role::down, sizes_.hidden, sizes_.intermediate, mlp_bias);
     binder.ignore(prefix + "self_attn.rotary_emb.inv_freq");
   }
   final_norm_ = binder.vector("model.norm.weight", sizes_.hidden);

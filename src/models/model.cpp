@@ -81,8 +81,8 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path, cons
   // Beside the weights: it takes as long as those of a small model.
   std::future<std::unique_ptr<Tokenizer>> tokenizer;
   if (checkpoint.has_tokenizer()) {
-    tokenizer = std::async(std::launch::async,
-                           [&] { return std::make_unique<Tokenizer>(checkpoint.tokenizer()); });
+    tokenizer =
+        std::async(std::launch::async, [&] { return std::make_unique<Tokenizer>(checkpoint.tokenizer()); });
   }
   state->pool = std::make_unique<Pool>(options.threads);
   state->runtime = {&kernels::select(options.isa), state->pool.get(), options.precision};

@@ -136,9 +136,9 @@ class Attend {
   int64_t layer_, kv_head_, dim_, group_, queries_;
   int64_t position_;  // of the first row
   Tiles tiles_;
-  Tensor q_;                          // [Q, D], scaled
-  Tensor k_, v_;                      // [D, 64], [64, padded]; empty: the cache's f16 is read as it is
-  std::vector<int32_t> first_, last_; // [Q]
+  Tensor q_;                           // [Q, D], scaled
+  Tensor k_, v_;                       // [D, 64], [64, padded]; empty: the cache's f16 is read as it is
+  std::vector<int32_t> first_, last_;  // [Q]
   Part tile_, block_;
 };
 
@@ -146,8 +146,8 @@ class Attend {
 void write_out(const Item& item, const Part& part, int64_t group, const Runtime& runtime, Tensor& out) {
   const int64_t dim = out.shape()[2];
   for (int64_t i = 0; i < part.out.shape()[0]; ++i) {
-    float* result = out.row(item.run->first_row + item.first_row + i / group) +
-                    (item.kv_head * group + i % group) * dim;
+    float* result =
+        out.row(item.run->first_row + item.first_row + i / group) + (item.kv_head * group + i % group) * dim;
     const float total = part.total.data()[i];
     // Where no key was seen, 0 / 1.
     runtime.kernels->divide(part.out.row(i), total == 0.0F ? 1.0F : total, dim, result);

@@ -20,8 +20,9 @@ enum class InputForm : uint8_t {
   bf16,
 };
 
-/// The policy of `fast`: 8 bits where that does little harm. Keys and values are kept for the whole context, what
-/// leaves `down` goes into the residual stream as it is, a router decides, and the head is the last word.
+/// The policy of `fast`: 8 bits where that does little harm. Keys and values are kept for the whole context,
+/// what leaves `down` goes into the residual stream as it is, a router decides, and the head is the last
+/// word.
 constexpr bool takes_8_bits(Role role) {
   return role == Role::q || role == Role::o || role == Role::gate || role == Role::up;
 }
@@ -30,7 +31,8 @@ inline InputForm input_form(const Runtime& runtime, const quant::PackedWeight& w
   const DType dtype = weight.matrix().dtype;
   if (runtime.precision == Precision::f32) return InputForm::f32;
   if (quant::code_format(dtype).bits > 0) {
-    return runtime.precision == Precision::fast && takes_8_bits(role) ? InputForm::fixed8 : InputForm::fixed16;
+    return runtime.precision == Precision::fast && takes_8_bits(role) ? InputForm::fixed8
+                                                                      : InputForm::fixed16;
   }
   const bool pairs = runtime.precision == Precision::fast && dtype == DType::bf16 && role != Role::router &&
                      runtime.kernels->linear_bf16 != nullptr;

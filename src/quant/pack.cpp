@@ -42,8 +42,7 @@ void write_codes(int bits, const uint8_t* codes, int64_t r, uint8_t* panel) {
   if (bits == 6) {
     for (int half = 0; half < 2; ++half) {
       uint32_t top = 0;
-      for (int j = 0; j < 4; ++j)
-        top |= (load_quad(codes + 16 * half + 4 * j) >> 4 & 0x03030303U) << (2 * j);
+      for (int j = 0; j < 4; ++j) top |= (load_quad(codes + 16 * half + 4 * j) >> 4 & 0x03030303U) << (2 * j);
       store_quad(at + 256 + 64 * half, top);
     }
   }
@@ -115,7 +114,8 @@ void pack_plain_row(const StoredTensor& tensor, int64_t stored, int64_t r, uint8
       store_quad(panel + plain_element(tensor.dtype, k, r) * width, load_quad(row + k * width));
   }
   for (; k < tensor.columns(); ++k)
-    std::memcpy(panel + plain_element(tensor.dtype, k, r) * width, row + k * width, static_cast<size_t>(width));
+    std::memcpy(panel + plain_element(tensor.dtype, k, r) * width, row + k * width,
+                static_cast<size_t>(width));
 }
 
 void pack_block_row(const StoredTensor& tensor, int64_t stored, int64_t r, uint8_t* panel,

@@ -49,8 +49,7 @@ inline void tile_weights(const AttentionTileArgs& args, int64_t query, float* we
     const float peak = largest(peaks);
     F totals = zero();
     for (int part = 0; part < kTileParts; ++part) {
-      const F p =
-          select_range(first - 16 * part, last - 16 * part, exp(score[r][part] - set1(peak)), zero());
+      const F p = select_range(first - 16 * part, last - 16 * part, exp(score[r][part] - set1(peak)), zero());
       store(weights + r * kTileKeys + 16 * part, p);
       totals = totals + p;
     }
@@ -59,8 +58,8 @@ inline void tile_weights(const AttentionTileArgs& args, int64_t query, float* we
   }
 }
 
-// Values times weights of R queries, V vectors of the head from dimension d. What a query does not see is left
-// out, not multiplied by 0: it may be infinite.
+// Values times weights of R queries, V vectors of the head from dimension d. What a query does not see is
+// left out, not multiplied by 0: it may be infinite.
 template <typename Key, int R, int V>
 inline void tile_values(const AttentionTileArgs& args, int64_t query, const float* weights, int64_t d) {
   const auto* v = static_cast<const typename Key::Element*>(args.v);
@@ -89,8 +88,7 @@ inline void tile_values(const AttentionTileArgs& args, int64_t query, const floa
   }
   for (int r = 0; r < R; ++r) {
     float* out = args.out + (query + r) * args.head_dim;
-    for (int i = 0; i < V; ++i)
-      store_part(out + d + i * kLanes, args.head_dim - d - i * kLanes, sums[r][i]);
+    for (int i = 0; i < V; ++i) store_part(out + d + i * kLanes, args.head_dim - d - i * kLanes, sums[r][i]);
   }
 }
 
@@ -114,7 +112,8 @@ void attention_tile(const AttentionTileArgs& args) {
   });
 }
 
-void attention_merge(const AttentionPart& part, int64_t queries, int64_t head_dim, const AttentionPart& into) {
+void attention_merge(const AttentionPart& part, int64_t queries, int64_t head_dim,
+                     const AttentionPart& into) {
   for (int64_t i = 0; i < queries; ++i) {
     // A sum of exponentials holds a 1: it is 0 only where no key was seen.
     if (part.total[i] == 0.0F) continue;

@@ -30,7 +30,7 @@ void plain_rows(const LinearArgs& args, int64_t panel, int64_t row) {
   for (auto& rows : acc) {
     for (auto& a : rows) a = zero();
   }
-  const auto column = [&](int64_t k, const F (&weights)[P]) {
+  const auto column = [&](int64_t k, const F(&weights)[P]) {
     for (int r = 0; r < R; ++r) {
       const F value = set1(x[r * args.x_stride + k]);
       for (int p = 0; p < P; ++p) acc[p][r] = fma(weights[p], value, acc[p][r]);
@@ -94,7 +94,9 @@ struct WideBlock {
   static constexpr int kScales = 1;  // a block
   static const int8_t* plane(const Fixed16& x, int i) { return i == 0 ? x.high : x.low; }
   static float scale(const Fixed16& x, int) { return x.scale; }
-  static int32_t minus_sum(const Fixed16& x, int part, int parts) { return x.minus_sum[parts == 2 ? part : 2]; }
+  static int32_t minus_sum(const Fixed16& x, int part, int parts) {
+    return x.minus_sum[parts == 2 ? part : 2];
+  }
 };
 struct NarrowBlock {
   using Block = Fixed8;
@@ -105,7 +107,8 @@ struct NarrowBlock {
   static int32_t minus_sum(const Fixed8& x, int part, int) { return x.minus_sum[part]; }
 };
 
-// sums += integer sums of codes times activations over `kQuads` quads from quad `first`, for P panels and R rows.
+// sums += integer sums of codes times activations over `kQuads` quads from quad `first`, for P panels and R
+// rows.
 template <typename Wide, int kBits, int kQuads, int R, int P>
 inline void code_sums(I (&sums)[P][R], const std::byte* const (&codes)[P], int first,
                       const typename Wide::Block* const (&x)[R]) {
@@ -266,7 +269,8 @@ template <int kTile, typename Run>
 inline void tile(const LinearArgs& args, int64_t begin, int64_t end, const Run& run) {
   int64_t panel = begin;
   for (; panel + kPanelTile <= end; panel += kPanelTile) {
-    tile_rows<kTile>(args.rows, [&]<int R>(int64_t row) { run.template operator()<R, kPanelTile>(row, panel); });
+    tile_rows<kTile>(args.rows,
+                     [&]<int R>(int64_t row) { run.template operator()<R, kPanelTile>(row, panel); });
   }
   for (; panel < end; ++panel) {
     tile_rows<1>(args.rows, [&]<int R>(int64_t row) { run.template operator()<R, 1>(row, panel); });
