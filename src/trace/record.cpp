@@ -36,8 +36,6 @@ std::string axes_of(Site site) {
   }
 }
 
-namespace {
-
 bool in_level(Site site, int level) {
   switch (site) {
     case Site::logits: return true;
@@ -54,6 +52,8 @@ bool in_level(Site site, int level) {
     default: return level >= 2;
   }
 }
+
+namespace {
 
 class Recorder : public Observer {
  public:
