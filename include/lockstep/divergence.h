@@ -138,6 +138,9 @@ class FaultObserver : public Observer {
 /// Whether a fault can act on this model and these sequences, and if not, why.
 std::optional<std::string> cannot_act(const Fault& fault, const std::filesystem::path& model,
                                       const TraceOptions& options);
+/// Error `invalid_argument` with the reason if it cannot: a run without effect would pass for a clean one.
+/// `fault`: as find_fault reads it; empty: none.
+void require_acting(const std::string& fault, const std::filesystem::path& model, const TraceOptions& options);
 
 /// How far correct implementations are apart, by phase and site.
 class Floor {

@@ -9,16 +9,6 @@
 namespace lockstep {
 namespace {
 
-template <typename Wanted>
-Trace only(const Trace& whole, Wanted wanted) {
-  Trace part = whole;
-  part.drop_events();
-  for (const TraceEvent& event : whole.events()) {
-    if (wanted(event)) part.add(event, event.values);
-  }
-  return part;
-}
-
 // The last layer that has to be repaired before the logits are right: found by halving, as a layer that is
 // right stays right when the reference's residual enters it. Nothing: even the last layer's output does not
 // repair them.

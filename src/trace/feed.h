@@ -9,6 +9,17 @@
 
 namespace lockstep {
 
+/// A copy of a trace with the events that are wanted.
+template <typename Wanted>
+Trace only(const Trace& whole, Wanted wanted) {
+  Trace part = whole;
+  part.drop_events();
+  for (const TraceEvent& event : whole.events()) {
+    if (wanted(event)) part.add(event, event.values);
+  }
+  return part;
+}
+
 /// Runs our model with the tensors of a trace in the place of ours, wherever the trace holds one.
 class Feeder {
  public:

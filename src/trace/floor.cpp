@@ -21,8 +21,9 @@ constexpr double kMostError = 10;  // correct computations that are farther apar
 }  // namespace
 
 Floor::Floor(const std::filesystem::path& file, const std::string& policy) : policy_(policy) {
-  std::ifstream stream(file, std::ios::binary);
-  if (!stream) fail(ErrorCode::not_found, "[{}] floor: expected a readable file, got none", file.string());
+  std::ifstream stream;
+  if (std::filesystem::is_regular_file(file)) stream.open(file, std::ios::binary);
+  if (!stream.is_open()) fail(ErrorCode::not_found, "[{}] floor: expected a readable file, got none", file.string());
   const json data = parse_json(std::string{std::istreambuf_iterator<char>(stream), {}}, file.string());
   try {
     if (data.at("format") != "lockstep-floor" || data.at("version") != 1)

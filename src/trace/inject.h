@@ -50,7 +50,8 @@ struct Injection {
   Hook before = {}, after = {};
   std::vector<Site> keeps = {};       // sites whose tensors `before` wants to see later in the layer
   std::optional<Site> inner = {};     // the inner site it changes
-  int most_layer = 0, most_head = 0;  // the last it is confined to
+  int least_head = 0, most_head = -1;  // those it is confined to; -1: all
+  int most_layer = 0;
 };
 const std::vector<Injection>& injections();
 /// "NAME" or "NAME@layer=3". Error `invalid_argument` naming those there are.
