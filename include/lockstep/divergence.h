@@ -140,7 +140,8 @@ std::optional<std::string> cannot_act(const Fault& fault, const std::filesystem:
                                       const TraceOptions& options);
 /// Error `invalid_argument` with the reason if it cannot: a run without effect would pass for a clean one.
 /// `fault`: as find_fault reads it; empty: none.
-void require_acting(const std::string& fault, const std::filesystem::path& model, const TraceOptions& options);
+void require_acting(const std::string& fault, const std::filesystem::path& model,
+                    const TraceOptions& options);
 
 /// How far correct implementations are apart, by phase and site.
 class Floor {
@@ -182,8 +183,8 @@ struct SiteScore {
   int row = 0;
   int layer = kNoLayer;
   std::string site;
-  int64_t width = 1;  ///< columns of a row, kept or not
-  double error = 0;   ///< largest relative L2 error of a row
+  int64_t width = 1;          ///< columns of a row, kept or not
+  double error = 0;           ///< largest relative L2 error of a row
   double floor = 0;           ///< by which it is judged: no more than kMostFloor
   double score = 0;           ///< error / floor
   int64_t token = 0;          ///< position where it is largest

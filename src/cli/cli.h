@@ -22,7 +22,8 @@ struct ModelFlags {
   std::string kv_type = "f16";
   int64_t context = 0;
 
-  /// Declares the flags on a verb. `with_context`: also -c, for verbs whose sessions are as long as is asked for.
+  /// Declares the flags on a verb. `with_context`: also -c, for verbs whose sessions are as long as is asked
+  /// for.
   void declare(CLI::App& verb, bool with_context = true);
   /// Loads the model, with a progress bar on a terminal.
   std::shared_ptr<const Model> load(const std::string& config_patch = {}) const;

@@ -105,7 +105,8 @@ void run_trace(const TraceFlags& flags) {
   if (flags.follow) {
     std::error_code unknown;
     if (std::filesystem::equivalent(*flags.follow, flags.out, unknown))
-      throw Error(ErrorCode::invalid_argument, "[" + flags.out + "] -o: expected another directory than --follow");
+      throw Error(ErrorCode::invalid_argument,
+                  "[" + flags.out + "] -o: expected another directory than --follow");
     const Trace followed = Trace::open(*flags.follow);
     options.sequences = followed.sequences;
     options.level = flags.level.value_or(followed.level);
@@ -228,41 +229,46 @@ TraceOptions following(TraceOptions options, const Trace& reference) {
 }
 
 void run_bisect(const DiffFlags& flags) {
-  or_inconclusive([&] {
-    const TraceOptions options = options_of(flags);
-    const auto model = resolve_model(flags.model.model);
-    const Trace reference = Trace::open(flags.reference);
-    const Floor floor = floor_of(flags, flags.model.precision + "/" + flags.model.kv_type);
-    require_acting(flags.fault, model, following(options, reference));
-    finish(flags, bisect(model, options, reference, floor, flags.graft));
-  }, &flags.model);
+  or_inconclusive(
+      [&] {
+        const TraceOptions options = options_of(flags);
+        const auto model = resolve_model(flags.model.model);
+        const Trace reference = Trace::open(flags.reference);
+        const Floor floor = floor_of(flags, flags.model.precision + "/" + flags.model.kv_type);
+        require_acting(flags.fault, model, following(options, reference));
+        finish(flags, bisect(model, options, reference, floor, flags.graft));
+      },
+      &flags.model);
 }
 
 void run_replay(const DiffFlags& flags) {
-  or_inconclusive([&] {
-    const TraceOptions options = options_of(flags);
-    if (std::filesystem::is_regular_file(flags.reference)) {
-      if (!flags.fault.empty() || !flags.site.empty() || !flags.bundle.empty() || !flags.floor.empty()) {
-        throw Error(
-            ErrorCode::invalid_argument,
-            "[replay] bundle: expected neither --inject, --site, --bundle nor --floor, got one: it holds "
-            "one operation and its floor");
-      }
-      return finish(flags, replay_bundle(flags.reference, options.model));
-    }
-    const std::string policy = flags.model.precision + "/" + flags.model.kv_type;
-    const auto model = resolve_model(flags.model.model);
-    const Trace reference = Trace::open(flags.reference);
-    require_acting(flags.fault, model, following(options, reference));
-    const DiffReport report = replay(model, options, reference, floor_of(flags, policy), flags.site);
-    if (!flags.bundle.empty() && !report.scores.empty()) {
-      write_bundle(flags.bundle, model, reference, report.first ? *report.first : report.scores.at(0),
-                   policy);
-      std::fprintf(stderr, "%s: run it again with lockstep replay %s%s\n", flags.bundle.c_str(),
-                   flags.bundle.c_str(), flags.fault.empty() ? "" : "; the fault of --inject is not in it");
-    }
-    finish(flags, report);
-  }, &flags.model);
+  or_inconclusive(
+      [&] {
+        const TraceOptions options = options_of(flags);
+        if (std::filesystem::is_regular_file(flags.reference)) {
+          if (!flags.fault.empty() || !flags.site.empty() || !flags.bundle.empty() || !flags.floor.empty()) {
+            throw Error(
+                ErrorCode::invalid_argument,
+                "[replay] bundle: expected neither --inject, --site, --bundle nor --floor, got one: it holds "
+                "one operation and its floor");
+          }
+          return finish(flags, replay_bundle(flags.reference, options.model));
+        }
+        const std::string policy = flags.model.precision + "/" + flags.model.kv_type;
+        const auto model = resolve_model(flags.model.model);
+        const Trace reference = Trace::open(flags.reference);
+        require_acting(flags.fault, model, following(options, reference));
+        const DiffReport report = replay(model, options, reference, floor_of(flags, policy), flags.site);
+        if (!flags.bundle.empty() && !report.scores.empty()) {
+          write_bundle(flags.bundle, model, reference, report.first ? *report.first : report.scores.at(0),
+                       policy);
+          std::fprintf(stderr, "%s: run it again with lockstep replay %s%s\n", flags.bundle.c_str(),
+                       flags.bundle.c_str(),
+                       flags.fault.empty() ? "" : "; the fault of --inject is not in it");
+        }
+        finish(flags, report);
+      },
+      &flags.model);
 }
 
 void run_floor(const FloorFlags& flags) {
@@ -290,7 +296,8 @@ void run_check(const CheckFlags& flags) {
   repeated.steps = 2;
   require_acting(flags.fault, model, repeated);
   bool all = true;
-  for (const CheckResult& each : check_model(model, options, parse_kv_type(flags.model.kv_type), flags.length, flags.fault)) {
+  for (const CheckResult& each :
+       check_model(model, options, parse_kv_type(flags.model.kv_type), flags.length, flags.fault)) {
     std::printf("%-6s %s\n", each.held ? "held" : "BROKEN", each.name.c_str());
     all = all && each.held;
   }
@@ -485,8 +492,7 @@ void declare_check(CLI::App& app) {
   verb->add_option("--length", flags->length, "tokens of the random text")
       ->check(in_range(int64_t{2}, int64_t{1} << 20))
       ->capture_default_str();
-  verb->add_option("--inject", flags->fault, "compute wrongly on purpose, as for trace")
-      ->type_name("FAULT");
+  verb->add_option("--inject", flags->fault, "compute wrongly on purpose, as for trace")->type_name("FAULT");
   verb->footer(
       "Logits must be the same, bit for bit, for any number of threads, chunks, batch and reuse of the "
       "cache;\n"

@@ -39,7 +39,8 @@ std::vector<std::pair<int, int>> windows(const Trace& reference, int last) {
   constexpr size_t kMostBytes = size_t{256} << 20;
   std::vector<size_t> bytes(static_cast<size_t>(last) + 1);
   for (const TraceEvent& event : reference.events()) {
-    if (event.layer >= 0 && event.layer <= last) bytes[static_cast<size_t>(event.layer)] += event.values.size_bytes();
+    if (event.layer >= 0 && event.layer <= last)
+      bytes[static_cast<size_t>(event.layer)] += event.values.size_bytes();
   }
   std::vector<std::pair<int, int>> all;
   size_t sum = 0;
@@ -67,9 +68,12 @@ std::optional<DiffReport> look_closer(const std::filesystem::path& path, const T
   };
   for (const std::pair<int, int>& window : windows(reference, last)) {
     fine.layers = window;
-    DiffReport report = diff(record_trace(path, fine), only(reference, [&](const TraceEvent& event) {
-                               return event.layer >= window.first && event.layer <= window.second;
-                             }), floor);
+    DiffReport report = diff(record_trace(path, fine),
+                             only(reference,
+                                  [&](const TraceEvent& event) {
+                                    return event.layer >= window.first && event.layer <= window.second;
+                                  }),
+                             floor);
     if (report.first && (!found || place(report) < place(*found))) found = std::move(report);
   }
   return found;
@@ -93,8 +97,8 @@ DiffReport bisect(const std::filesystem::path& path, const TraceOptions& options
   coarse.checksums = true;
   const Trace ours = record_trace(path, coarse);
   const std::set<std::string> between(ours.sites.begin(), ours.sites.end());
-  report = diff(
-      ours, only(reference, [&](const TraceEvent& event) { return between.contains(event.site); }), floor);
+  report = diff(ours, only(reference, [&](const TraceEvent& event) { return between.contains(event.site); }),
+                floor);
   const std::string all = fmt::format("{} of {} sites compared first: those between layers", report.compared,
                                       join(reference).size());
   if (report.verdict == Verdict::within) report.reason += ", between layers";
@@ -103,11 +107,12 @@ DiffReport bisect(const std::filesystem::path& path, const TraceOptions& options
     return report;
   }
   // What shows after the layers may have begun in any.
-  const int layer = report.first->layer == kNoLayer ? static_cast<int>(reference.layers) - 1 : report.first->layer;
+  const int layer =
+      report.first->layer == kNoLayer ? static_cast<int>(reference.layers) - 1 : report.first->layer;
   if (auto closer = look_closer(path, coarse, reference, floor, layer)) report = std::move(*closer);
   report.notes.push_back(all);
-  report.notes.push_back(
-      fmt::format("then all of layers 0 to {}: a small error can drown in the residual before it shows", layer));
+  report.notes.push_back(fmt::format(
+      "then all of layers 0 to {}: a small error can drown in the residual before it shows", layer));
   if (!graft || report.verdict != Verdict::divergent || report.first->layer == kNoLayer) return report;
   int runs = 0;
   const int first = report.first->layer;

@@ -138,14 +138,22 @@ double Comparison::floor_of(const TraceEvent& event) const {
   return std::min(kMostFloor, floor_.at(event.step > 0, event.name(), row_width(event)));
 }
 
-std::string Comparison::unjudged(const TraceEvent& event, const Joined& reference) const {
+std::string Comparison::unjudged(const TraceEvent& event) const {
   const bool decode = event.step > 0;
   if (!floor_.knows(decode, event.name())) return "the floor has no value for it";
   if (const double floor = floor_.at(decode, event.name(), row_width(event)); floor > 2 * kMostFloor)
     return fmt::format("its floor, {:.2g}, is too large to judge by", floor);
-  const bool all = std::ranges::all_of(reference.rows,
-                                       [&](const auto& row) { return excluded(event.row, row.first); });
-  return all ? "every row follows a tie of the router" : "";
+  return {};
+}
+
+bool Comparison::left_out(const Joined& reference) const {
+  const int sequence = reference.event->row;
+  if (!std::ranges::all_of(reference.rows, [&](const auto& row) { return excluded(sequence, row.first); }))
+    return false;
+  const auto rows = static_cast<int64_t>(reference.rows.size());
+  report_.rows += rows;
+  report_.left_out += rows;
+  return true;
 }
 
 bool Comparison::excluded(int row, int64_t position) const {
@@ -216,7 +224,7 @@ namespace {
 std::optional<double> exchanged_by(std::span<const float> ours, std::span<const float> theirs,
                                    std::span<const float> logits) {
   constexpr float kFar = std::numeric_limits<float>::infinity();
-  float least = kFar, most = -kFar;          // of those that the reference chose, and of the others
+  float least = kFar, most = -kFar;             // of those that the reference chose, and of the others
   float worst_taken = kFar, best_left = -kFar;  // of those that only we chose, or only it
   int more = 0;
   for (size_t e = 0; e < theirs.size(); ++e) {

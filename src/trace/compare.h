@@ -55,8 +55,10 @@ class Comparison {
 
   /// Both must have the same rows.
   SiteScore score(const Joined& subject, const Joined& reference) const;
-  /// Why a site cannot be judged: its floor, or that all of its rows follow ties; empty: it can.
-  std::string unjudged(const TraceEvent& event, const Joined& reference) const;
+  /// Why a site cannot be judged by its floor; empty: it can.
+  std::string unjudged(const TraceEvent& event) const;
+  /// Whether all rows of a site follow ties; counts them as left out if so.
+  bool left_out(const Joined& reference) const;
   /// Scores of each row and head, for a picture.
   HeadGrid grid(const Joined& subject, const Joined& reference) const;
   /// A token whose experts were chosen by less than the floor is a tie: it and what follows are left out. A

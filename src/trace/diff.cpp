@@ -1,6 +1,7 @@
 // Two traces compared in causal order.
 #include <algorithm>
 #include <cmath>
+#include <set>
 
 #include "lockstep/divergence.h"
 #include "tensor/fail.h"
@@ -17,7 +18,8 @@ void check_inheritance(const Sites& ours, const Sites& theirs, DiffReport& repor
   if (!report.first) return;
   if (report.first->site == "logits") {
     report.notes.emplace_back(
-        "nothing before it differs, and nothing is computed from it: lockstep replay tells whether the logits "
+        "nothing before it differs, and nothing is computed from it: lockstep replay tells whether the "
+        "logits "
         "follow from what the reference holds before them");
     return;
   }
@@ -91,6 +93,7 @@ std::string mismatch(const Joined& mine, const Joined& theirs) {
 std::vector<Place> score_all(const Sites& ours, const Sites& theirs, Comparison& comparison,
                              DiffReport& report) {
   std::vector<Place> skipped;
+  std::set<std::pair<bool, std::string>> judged, tied;  // in decode, name of a site
   for (const auto& [place, joined] : theirs) {
     ++report.expected;
     const auto mine = ours.find(place);
@@ -100,15 +103,27 @@ std::vector<Place> score_all(const Sites& ours, const Sites& theirs, Comparison&
       const auto logits = theirs.find(place_of(event.step, event.layer, "router_logits", event.row));
       if (logits != theirs.end()) comparison.leave_out_ties(mine->second, joined, logits->second);
     }
-    if (problem.empty()) problem = comparison.unjudged(event, joined);
+    if (problem.empty()) problem = comparison.unjudged(event);
+    if (problem.empty() && comparison.left_out(joined)) {
+      tied.emplace(event.step > 0, event.name());
+      --report.expected;
+      continue;
+    }
     if (!problem.empty()) {
       report.unmatched.push_back(fmt::format("step {}, {}: {}", event.step, event.name(), problem));
       skipped.push_back(place);
       continue;
     }
     ++report.compared;
+    judged.emplace(event.step > 0, event.name());
     report.scores.push_back(comparison.score(mine->second, joined));
     if (event.site == "logits") comparison.note_argmax(mine->second, joined);
+  }
+  for (const auto& site : tied) {
+    if (judged.contains(site)) continue;
+    ++report.expected;
+    report.unmatched.push_back(fmt::format("{}, {}: every row follows a tie of the router",
+                                           site.first ? "decode" : "prefill", site.second));
   }
   for (const auto& [place, joined] : ours) {
     if (!theirs.contains(place))

@@ -24,7 +24,8 @@ struct Step {
 const std::vector<Step>& steps_from(Site site) {
   static const std::map<Site, std::vector<Step>> all = {
       {Site::embed, {{Site::attn_norm, Path::linear, true}, {Site::attn_resid, Path::sum, true}}},
-      {Site::attn_norm, {{Site::q_proj, Path::linear}, {Site::k_proj, Path::linear}, {Site::v_proj, Path::linear}}},
+      {Site::attn_norm,
+       {{Site::q_proj, Path::linear}, {Site::k_proj, Path::linear}, {Site::v_proj, Path::linear}}},
       {Site::q_proj, {{Site::q_norm, Path::linear}, {Site::q_rope, Path::linear}}},
       {Site::k_proj, {{Site::k_norm, Path::linear}, {Site::k_rope, Path::linear}}},
       {Site::v_proj, {{Site::v_cache, Path::linear}, {Site::attn_ctx, Path::mixed}}},
@@ -58,8 +59,7 @@ const std::vector<Step>& steps_from(Site site) {
       {Site::down, {{Site::ffn_post_norm, Path::linear}, {Site::ffn_resid, Path::sum}}},
       {Site::moe_out, {{Site::ffn_post_norm, Path::linear}, {Site::ffn_resid, Path::sum}}},
       {Site::ffn_post_norm, {{Site::ffn_resid, Path::sum}}},
-      {Site::ffn_resid,
-       {{Site::attn_norm, Path::linear, true}, {Site::attn_resid, Path::sum, true}}},
+      {Site::ffn_resid, {{Site::attn_norm, Path::linear, true}, {Site::attn_resid, Path::sum, true}}},
       {Site::final_norm, {{Site::logits, Path::linear}}},
       {Site::logits, {}}};
   return all.at(site);
@@ -90,8 +90,10 @@ class Successors {
   // `instead`: how what was passed over shows, which is at most what is known of it.
   void follow(Site site, int layer, std::optional<Path> instead) {
     if (!seen_.emplace(layer, site).second) return;
-    for (const Step& step : steps_from(site)) take(step.to, step.next_layer ? layer + 1 : layer, instead.value_or(step.path));
-    if (site == Site::ffn_resid && layer >= last_layer_) take(Site::final_norm, kNoLayer, instead.value_or(Path::linear));
+    for (const Step& step : steps_from(site))
+      take(step.to, step.next_layer ? layer + 1 : layer, instead.value_or(step.path));
+    if (site == Site::ffn_resid && layer >= last_layer_)
+      take(Site::final_norm, kNoLayer, instead.value_or(Path::linear));
   }
   void take(Site site, int layer, Path path) {
     const auto known = scores_.find({layer, site});

@@ -48,8 +48,8 @@ struct Injection {
   std::function<std::optional<std::string>(const ModelFacts&, const std::vector<Trace::Sequence>&)> cannot;
   std::function<nlohmann::json(const ModelFacts&)> patch = {};  // of the config; empty: none
   Hook before = {}, after = {};
-  std::vector<Site> keeps = {};       // sites whose tensors `before` wants to see later in the layer
-  std::optional<Site> inner = {};     // the inner site it changes
+  std::vector<Site> keeps = {};        // sites whose tensors `before` wants to see later in the layer
+  std::optional<Site> inner = {};      // the inner site it changes
   int least_head = 0, most_head = -1;  // those it is confined to; -1: all
   int most_layer = 0;
 };

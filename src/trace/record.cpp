@@ -333,7 +333,8 @@ void require_acting(const std::string& fault, const std::filesystem::path& path,
   if (fault.empty()) return;
   find_injection(fault, ModelFacts(Checkpoint::open(path)));
   if (const auto why = cannot_act(find_fault(fault), path, options))
-    fail(ErrorCode::invalid_argument, "[inject] fault: expected one that can act here, got {}: {}", fault, *why);
+    fail(ErrorCode::invalid_argument, "[inject] fault: expected one that can act here, got {}: {}", fault,
+         *why);
 }
 
 }  // namespace lockstep

@@ -9,8 +9,8 @@
 namespace lockstep {
 namespace {
 
-// A tensor that is wrong itself neither follows from what is before it, nor does what is after follow from it;
-// but that does follow from what we make in its place. Where it does not, both operations are wrong.
+// A tensor that is wrong itself neither follows from what is before it, nor does what is after follow from
+// it; but that does follow from what we make in its place. Where it does not, both operations are wrong.
 void blame_the_tensor(const Feeder& feeder, const Trace& reference, const Floor& floor, DiffReport& report) {
   const SiteScore* next = differing_successor(report);
   if (next == nullptr) return;
@@ -22,7 +22,8 @@ void blame_the_tensor(const Feeder& feeder, const Trace& reference, const Floor&
   const Place place = place_of(next->step, next->layer, next->site, next->row);
   const auto made = mine.find(place);
   DiffReport again;
-  if (made == mine.end() || Comparison(floor, again).score(made->second, theirs.at(place)).score > kBand) return;
+  if (made == mine.end() || Comparison(floor, again).score(made->second, theirs.at(place)).score > kBand)
+    return;
   report.verdict = Verdict::inconclusive;
   report.reason = fmt::format(
       "{} of step {} does not follow from what the reference holds before it, and its {} follows from ours: "
@@ -56,7 +57,7 @@ DiffReport replay(const std::filesystem::path& path, const TraceOptions& options
     const auto found = mine.find(place);
     std::string problem = found == mine.end() || !same_rows(found->second, joined)
                               ? "not computed here"
-                              : comparison.unjudged(event, joined);
+                              : comparison.unjudged(event);
     if (!problem.empty()) {
       report.unmatched.push_back(fmt::format("step {}, {}: {}", event.step, event.name(), problem));
       continue;
@@ -68,7 +69,8 @@ DiffReport replay(const std::filesystem::path& path, const TraceOptions& options
     fail(ErrorCode::invalid_argument, "[replay] site: expected one of the trace, such as L00.q_rope; got {}",
          site);
   for (const std::string& each : missing) {
-    if (site.empty() || each.ends_with(" " + site)) report.unmatched.push_back(each + ": not in the reference");
+    if (site.empty() || each.ends_with(" " + site))
+      report.unmatched.push_back(each + ": not in the reference");
   }
   conclude(report);
   if (report.first) {
@@ -78,7 +80,8 @@ DiffReport replay(const std::filesystem::path& path, const TraceOptions& options
     report.hints = hints(*report.first, mine.at(place), theirs.at(place));
     if (report.first->site == "logits")
       report.notes.emplace_back(
-          "nothing is computed from the logits: whether they or the product are wrong, a second reference tells");
+          "nothing is computed from the logits: whether they or the product are wrong, a second reference "
+          "tells");
     blame_the_tensor(feeder, reference, floor, report);
   }
   report.notes.emplace_back("errors are those of each operation alone, on the reference's inputs");

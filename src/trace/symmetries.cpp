@@ -191,7 +191,8 @@ class Symmetries {
     if (weights.shape().rank() == 0) return;  // no experts
     add("rows get back the weighted sum of their own experts", sums);
     const int64_t experts = weights.shape()[1];
-    const auto chosen = std::count_if(weights.row(0), weights.row(0) + experts, [](float w) { return w != 0; });
+    const auto chosen =
+        std::count_if(weights.row(0), weights.row(0) + experts, [](float w) { return w != 0; });
     bool held = true;
     for (int64_t first = 0; first < experts; first += chosen) {
       run(
@@ -204,7 +205,8 @@ class Symmetries {
             }
           },
           [&](int layer, Site site, Tensor& x) {
-            if (layer == 0 && site == Site::expert_down) held = held && agree(x, usual, weights, first, chosen);
+            if (layer == 0 && site == Site::expert_down)
+              held = held && agree(x, usual, weights, first, chosen);
           });
     }
     add("experts given every row make of each what they made of it among few", held);
@@ -241,7 +243,8 @@ class Symmetries {
   }
 
   void window() {
-    if (std::ranges::all_of(caches_.windows, [](int64_t w) { return w == 0; }) || !options_.config_patch.empty())
+    if (std::ranges::all_of(caches_.windows, [](int64_t w) { return w == 0; }) ||
+        !options_.config_patch.empty())
       return;
     const auto with = [&](const std::string& window) {
       ModelOptions patched = options_;

@@ -80,8 +80,10 @@ bool fits(const json& value) {
   if constexpr (std::is_integral_v<T>) {
     if (value.is_number_unsigned()) return std::in_range<T>(value.get<uint64_t>());
     return value.is_number_integer() && std::in_range<T>(value.get<int64_t>());
-  } else if constexpr (requires { requires std::is_integral_v<typename T::value_type>; typename T::allocator_type; } &&
-                       !std::is_same_v<T, std::string>) {
+  } else if constexpr (requires {
+                         requires std::is_integral_v<typename T::value_type>;
+                         typename T::allocator_type;
+                       } && !std::is_same_v<T, std::string>) {
     return value.is_array() && std::ranges::all_of(value, fits<typename T::value_type>);
   } else {
     return true;
@@ -297,8 +299,9 @@ void check_hashes(std::string_view rule, const Trace& trace, std::span<const std
   for (size_t i = 0; i < tensors.size() && !rule.empty(); ++i) {
     const TraceEvent& event = trace.events()[i];
     if ((rule == kWordHash && event.width > 0) || hash_by(rule, event) == event.hash) continue;
-    fail(ErrorCode::format, "[{}] {}: expected values of hash {}, got others: the file was damaged or changed",
-         trace.where, tensors[i], event.hash);
+    fail(ErrorCode::format,
+         "[{}] {}: expected values of hash {}, got others: the file was damaged or changed", trace.where,
+         tensors[i], event.hash);
   }
 }
 

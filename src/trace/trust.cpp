@@ -27,7 +27,8 @@ std::vector<int32_t> tokens_up_to(const Trace& trace, const TraceEvent& event) {
   return tokens;
 }
 
-// Whether two passes computed the same: equal tokens so far. A text of one token repeated has few other values.
+// Whether two passes computed the same: equal tokens so far. A text of one token repeated has few other
+// values.
 bool same_tokens(const Trace& trace, const TraceEvent& one, const TraceEvent& other) {
   const std::vector<int32_t> a = tokens_up_to(trace, one), b = tokens_up_to(trace, other);
   if (a == b) return one.first_position == other.first_position;
@@ -121,7 +122,9 @@ std::string sums(const Trace& trace) {
     const TraceEvent& event = *joined.event;
     const bool after_attention = event.site == "attn_resid";
     if (!after_attention && event.site != "ffn_resid") continue;
-    const auto at = [&](int layer, const char* site) { return find(all, event.step, layer, site, event.row); };
+    const auto at = [&](int layer, const char* site) {
+      return find(all, event.step, layer, site, event.row);
+    };
     const Joined* before = !after_attention   ? at(event.layer, "attn_resid")
                            : event.layer == 0 ? at(kNoLayer, "embed")
                                               : at(event.layer - 1, "ffn_resid");
@@ -149,8 +152,9 @@ std::string routers(const Trace& trace) {
       const auto weights = event.values.subspan(row, experts);
       if (std::ranges::any_of(weights, [](float w) { return w < 0; }) ||
           std::ranges::all_of(weights, [](float w) { return w == 0; }))
-        return fmt::format("{} of step {}, sequence {}: expected weights of some experts, got none or negative",
-                           event.name(), event.step, event.row);
+        return fmt::format(
+            "{} of step {}, sequence {}: expected weights of some experts, got none or negative",
+            event.name(), event.step, event.row);
     }
   }
   return {};

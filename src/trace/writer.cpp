@@ -87,8 +87,9 @@ TraceWriter::TraceWriter(fs::path directory, std::string precision, TraceStorage
   if (fs::exists(directory_, refused)) {
     const bool folder = fs::is_directory(directory_, refused);
     if (!folder || (!fs::is_empty(directory_, refused) && !is_trace(directory_)))
-      fail(ErrorCode::invalid_argument, "[{}] -o: expected a new or empty directory or an earlier trace, got {}",
-           directory_.string(), folder ? "a directory of other files" : "a file");
+      fail(ErrorCode::invalid_argument,
+           "[{}] -o: expected a new or empty directory or an earlier trace, got {}", directory_.string(),
+           folder ? "a directory of other files" : "a file");
   }
   partial_ = fs::path(directory_.string() + ".partial-" + std::to_string(::getpid()));
   refused.clear();

@@ -13,8 +13,8 @@
 namespace lockstep {
 
 inline constexpr int kTraceVersion = 1;
-/// How manifests name the rules of hashes that can be checked: FNV-1a over the words of a whole tensor, and the
-/// first 16 digits of SHA-256 over the bytes that are kept.
+/// How manifests name the rules of hashes that can be checked: FNV-1a over the words of a whole tensor, and
+/// the first 16 digits of SHA-256 over the bytes that are kept.
 inline constexpr std::string_view kWordHash = "fnv1a-64-f32", kByteHash = "sha256-16";
 /// Of the values' bits: equal tensors, equal hash.
 std::string trace_hash(std::span<const float> values);
@@ -30,7 +30,8 @@ class TraceWriter {
   TraceWriter& operator=(const TraceWriter&) = delete;
   /// Copies the values, reduced as the storage says; hash and statistics are of all.
   void add(const TraceEvent& event);
-  /// Writes the manifest, which makes the trace whole, and puts it in the place of an earlier one; `facts` need hold no events.
+  /// Writes the manifest, which makes the trace whole, and puts it in the place of an earlier one; `facts`
+  /// need hold no events.
   void finish(const Trace& facts);
   int64_t events() const { return events_; }
 
