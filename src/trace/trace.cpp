@@ -365,6 +365,10 @@ Trace Trace::open(const fs::path& directory) {
   for (const json& row : get<json>(manifest, "rows", manifest_name)) {
     trace.sequences.push_back({get<std::vector<int32_t>>(row, "ids", manifest_name),
                                get<std::vector<int32_t>>(row, "fed", manifest_name)});
+    const Trace::Sequence& read = trace.sequences.back();
+    const auto is_id = [](int32_t id) { return id >= 0; };
+    if (!std::ranges::all_of(read.ids, is_id) || !std::ranges::all_of(read.fed, is_id))
+      fail(ErrorCode::format, "[{}] ids: expected none below 0, got one", manifest_name);
   }
   Shards shards(directory);
   std::istringstream lines(contents(directory / "events.jsonl"));

@@ -83,6 +83,7 @@ TEST_F(TraceFiles, ValuesThatDoNotFitAreRefusedByName) {
       {"manifest.json", R"("layers": 2)", R"("layers": -5)", "layers: expected 0 to"},
       {"manifest.json", "57,", "57.7,", "ids: expected an array of whole numbers"},
       {"manifest.json", "57,", "4294967353,", "ids: expected an array of whole numbers"},
+      {"manifest.json", "57,", "-57,", "ids: expected none below 0"},
       {"manifest.json", R"("sites": [)", R"("sites": [], "other": [)", "sites: expected those recorded"},
       {"manifest.json", R"("precision": "f32")", R"("precision": "f33")", "precision: expected one of f32"},
       {"manifest.json", R"("kv_type": "f32")", R"("kv_type": "")", "kv_type: expected one of f32"},

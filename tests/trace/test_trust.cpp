@@ -94,6 +94,36 @@ TEST(Diff, ErrorsThatDrownInTheResidualAreErrors) {
   EXPECT_EQ(report.first->name(), "L01.attn_ctx");
 }
 
+TEST(Diff, WhatIsNoNumberIsInheritedToo) {
+  const Case llama("llama");
+  bool begun = false;
+  const Trace faulty = edited(llama.reference, [&](TraceEvent& event, std::vector<float>& values) {
+    if (event.row != 0) return true;
+    begun = begun || event.name() == "L01.q_rope";
+    if (begun) std::ranges::fill(values, std::numeric_limits<float>::quiet_NaN());
+    return true;
+  });
+  const DiffReport report = diff(faulty, llama.reference, llama.floor);
+  EXPECT_EQ(report.verdict, Verdict::divergent) << report.reason;
+  ASSERT_TRUE(report.first);
+  EXPECT_EQ(report.first->name(), "L01.q_rope");
+}
+
+// Experts that the weights leave out were computed all the same.
+TEST(Diff, ChoicesThatTheExpertsDoNotShowAreTheCaptures) {
+  const Case mixtral("mixtral");
+  const Trace damaged = edited(mixtral.reference, at(0, "L01.router_weights", [](auto& weights) {
+                                 for (size_t row = 0; row < weights.size(); row += 4) {
+                                   const auto best =
+                                       std::max_element(weights.begin() + static_cast<int64_t>(row),
+                                                        weights.begin() + static_cast<int64_t>(row) + 4);
+                                   for (size_t e = row; e < row + 4; ++e)
+                                     weights[e] = weights[e] == *best ? 1 : 0;
+                                 }
+                               }));
+  EXPECT_EQ(diff(mixtral.ours(), damaged, mixtral.floor).verdict, Verdict::inconclusive);
+}
+
 TEST(Diff, LargeErrorsUnderCoarsePoliciesAreErrors) {
   const Case coarse("llama-q.Q4_1.gguf", "q8/f16");
   for (const char* fault :
