@@ -138,6 +138,10 @@ class FaultObserver : public Observer {
 /// Whether a fault can act on this model and these sequences, and if not, why.
 std::optional<std::string> cannot_act(const Fault& fault, const std::filesystem::path& model,
                                       const TraceOptions& options);
+/// Error `invalid_argument` with the reason if it cannot: a run without effect would pass for a clean one.
+/// `fault`: as find_fault reads it; empty: none.
+void require_acting(const std::string& fault, const std::filesystem::path& model,
+                    const TraceOptions& options);
 
 /// How far correct implementations are apart, by phase and site.
 class Floor {
@@ -150,6 +154,10 @@ class Floor {
   Floor() = default;
   /// Never below 2^-23 sqrt(width), the rounding of one sum of that length.
   double at(bool decode, const std::string& name, int64_t width) const;
+  /// Whether a site was measured; without a policy all stand at the least.
+  bool knows(bool decode, const std::string& name) const;
+  /// Why it was measured on another model than a trace is of; empty: it may be the same.
+  std::string other_model(const Trace& trace) const;
   const std::string& policy() const { return policy_; }
   /// The other policies of the same file.
   std::vector<Floor> others() const;
@@ -160,6 +168,9 @@ class Floor {
   };
   std::string policy_;
   std::map<std::string, Table> tables_;
+  std::string architecture_;  // of the model, where the file says so
+  int64_t layers_ = 0;
+  std::map<std::string, std::string> weights_sha256_;
 };
 /// "f32/f16" in words.
 std::string policy_summary(const std::string& policy);
@@ -172,9 +183,9 @@ struct SiteScore {
   int row = 0;
   int layer = kNoLayer;
   std::string site;
-  int64_t width = 1;  ///< columns of a row, kept or not
-  double error = 0;   ///< largest relative L2 error of a row
-  double floor = 0;
+  int64_t width = 1;          ///< columns of a row, kept or not
+  double error = 0;           ///< largest relative L2 error of a row
+  double floor = 0;           ///< by which it is judged: no more than kMostFloor
   double score = 0;           ///< error / floor
   int64_t token = 0;          ///< position where it is largest
   int64_t first_bad = -1;     ///< first position beyond the band; -1: none
@@ -198,6 +209,8 @@ struct DiffReport {
   std::vector<SiteScore> scores;   ///< in causal order
   std::vector<std::string> unmatched;
   int64_t compared = 0, expected = 0;
+  int64_t rows = 0, left_out = 0;  ///< of the sites compared; of these, after ties of the router
+  int64_t skipped = 0;             ///< sites before the first error that were not compared
   int64_t inherited = 0;           ///< later sites beyond the band
   std::string subject, reference;  ///< engines
   std::vector<std::string> hints;  ///< of the first error, the likeliest first, with what was observed
@@ -207,9 +220,13 @@ struct DiffReport {
 
 /// Beyond this many times the floor a site is divergent (noisy from 1, suspicious from 4).
 inline constexpr double kBand = 16;
+/// A site is judged by no larger floor, so that an error of half its size is always beyond the band; where
+/// the floor is more than twice as large, correct computations are too far apart to judge by.
+inline constexpr double kMostFloor = 0.5 / kBand;
 
 /// floor.json of one policy: for each site the largest error of the variants, all of them correct
-/// computations. Error `invalid_argument` if they are of other tokens.
+/// computations; what looks otherwise is said under `warnings`. Error `invalid_argument` if they are of other
+/// tokens.
 std::string measure_floor(const Trace& truth, std::span<const Trace> variants, const std::string& policy);
 
 /// The first tensor whose bits differ between two runs of one engine on the same tokens; nothing: none does.

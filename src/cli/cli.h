@@ -22,8 +22,9 @@ struct ModelFlags {
   std::string kv_type = "f16";
   int64_t context = 0;
 
-  /// Declares the flags on a verb. `session`: also those of a session (-c, --kv-type).
-  void declare(CLI::App& verb, bool session = true);
+  /// Declares the flags on a verb. `with_context`: also -c, for verbs whose sessions are as long as is asked
+  /// for.
+  void declare(CLI::App& verb, bool with_context = true);
   /// Loads the model, with a progress bar on a terminal.
   std::shared_ptr<const Model> load(const std::string& config_patch = {}) const;
   SessionOptions session_options() const;

@@ -78,6 +78,7 @@ bool finish_output() {
   if (std::fflush(stdout) == 0 && !lost) return true;
   print_error(std::string("[stdout] write: ") +
               (lost ? "expected room for all of the output, got less" : std::strerror(errno)));
+  std::clearerr(stdout);  // said once
   return false;
 }
 

@@ -16,7 +16,7 @@
 
 namespace lockstep::cli {
 
-void ModelFlags::declare(CLI::App& verb, bool session) {
+void ModelFlags::declare(CLI::App& verb, bool with_context) {
   verb.add_option("-m,--model", model,
                   "a .gguf file, a model directory, a hub id org/name in the local cache, or a name "
                   "from `lockstep pull --list`; default: SmolLM2-135M-Instruct")
@@ -25,14 +25,14 @@ void ModelFlags::declare(CLI::App& verb, bool session) {
       ->check(in_range(0, 1024));
   verb.add_option("--precision", precision,
                   "f32: all in f32; exact: 16-bit fixed point where weights are integers; fast: 8 bits where "
-                  "that does "
-                  "little harm")
+                  "that does little harm")
       ->check(taken_by([](const std::string& name) { parse_precision(name); }))
       ->capture_default_str();
   verb.add_option("--isa", isa, "kernels to use: avx512bf16, avx512, avx2 or scalar; default: the best here");
-  if (!session) return;
-  verb.add_option("-c,--context", context, "most tokens in the session; 0: the model's own limit")
-      ->check(in_range(int64_t{0}, (int64_t{1} << 31) - 1));
+  if (with_context) {
+    verb.add_option("-c,--context", context, "most tokens in the session; 0: the model's own limit")
+        ->check(in_range(int64_t{0}, (int64_t{1} << 31) - 1));
+  }
   verb.add_option("--kv-type", kv_type, "element type of the KV cache: f32, f16 or q8 (lossy)")
       ->check(taken_by([](const std::string& name) { parse_kv_type(name); }))
       ->capture_default_str();

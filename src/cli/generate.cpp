@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -55,6 +56,10 @@ void run(const Flags& flags) {
   options.logprobs = flags.logprobs;
   options.observer = fault ? &*fault : nullptr;
   const std::vector<int32_t> prompt = encode_prompt(*model, text, flags.system, flags.raw);
+  TraceOptions text_of_one;
+  text_of_one.sequences = {{prompt, {}}};
+  text_of_one.steps = std::clamp<int64_t>(options.max_tokens - 1, 0, int64_t{1} << 20);
+  require_acting(flags.fault, resolve_model(flags.model.model), text_of_one);
   Session session(model, flags.model.session_options());
   const Generation result = generate(session, prompt, options, [&](std::string_view piece) {
     if (flags.json) return true;

@@ -103,6 +103,10 @@ void run_trace(const TraceFlags& flags) {
   if (!flags.layers.empty()) options.layers = parse_layers(flags.layers);
   options.checksums = true;
   if (flags.follow) {
+    std::error_code unknown;
+    if (std::filesystem::equivalent(*flags.follow, flags.out, unknown))
+      throw Error(ErrorCode::invalid_argument,
+                  "[" + flags.out + "] -o: expected another directory than --follow");
     const Trace followed = Trace::open(*flags.follow);
     options.sequences = followed.sequences;
     options.level = flags.level.value_or(followed.level);
@@ -114,6 +118,7 @@ void run_trace(const TraceFlags& flags) {
     throw Error(ErrorCode::invalid_argument,
                 "[trace] input: expected -p, --ids, --ids-file or --follow, got none");
   }
+  require_acting(options.fault, path, options);
   const int64_t tensors = record_trace_to(flags.out, path, options);
   std::printf("%s: %lld tensors of %zu sequences\n", flags.out.c_str(), static_cast<long long>(tensors),
               options.sequences.size());
@@ -145,21 +150,54 @@ void finish(const DiffFlags& flags, const DiffReport& report) {
   if (report.verdict == Verdict::inconclusive) throw CLI::RuntimeError(kInconclusive);
 }
 
-// What the comparing verbs cannot read is neither a difference nor none.
+bool loads(const std::string& model) {
+  try {
+    Model::load(resolve_model(model));
+    return true;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+// Runs a verb to the end of its output: what it says decides only if it was said.
 template <typename Run>
-void or_inconclusive(Run run) {
+void to_the_end(Run run) {
   try {
     run();
+  } catch (const CLI::Error&) {
+    if (!finish_output()) throw CLI::RuntimeError(kUsage);
+    throw;
+  }
+  if (!finish_output()) throw CLI::RuntimeError(kUsage);
+}
+
+// What the comparing verbs cannot read is neither a difference nor none; a model that does not load is a
+// matter of usage.
+template <typename Run>
+void or_inconclusive(Run run, const ModelFlags* flags = nullptr) {
+  try {
+    to_the_end(run);
   } catch (const Error& error) {
     print_error(error.what());
     const bool usage = error.code() == ErrorCode::not_found || error.code() == ErrorCode::invalid_argument ||
-                       error.code() == ErrorCode::io;
+                       error.code() == ErrorCode::io || (flags != nullptr && !loads(flags->model));
     throw CLI::RuntimeError(usage ? kUsage : kInconclusive);
   } catch (const CLI::Error&) {
     throw;
   } catch (const std::exception& error) {
     print_error(error.what());
     throw CLI::RuntimeError(kInconclusive);
+  }
+}
+
+// The verbs that compare nothing conclude nothing either.
+template <typename Run>
+void or_usage(Run run) {
+  try {
+    to_the_end(run);
+  } catch (const Error& error) {
+    print_error(error.what());
+    throw CLI::RuntimeError(kUsage);
   }
 }
 
@@ -185,40 +223,52 @@ TraceOptions options_of(const DiffFlags& flags) {
   return options;
 }
 
+TraceOptions following(TraceOptions options, const Trace& reference) {
+  options.sequences = reference.sequences;
+  return options;
+}
+
 void run_bisect(const DiffFlags& flags) {
-  or_inconclusive([&] {
-    const TraceOptions options = options_of(flags);
-    const auto model = resolve_model(flags.model.model);
-    const Trace reference = Trace::open(flags.reference);
-    const Floor floor = floor_of(flags, flags.model.precision + "/" + flags.model.kv_type);
-    finish(flags, bisect(model, options, reference, floor, flags.graft));
-  });
+  or_inconclusive(
+      [&] {
+        const TraceOptions options = options_of(flags);
+        const auto model = resolve_model(flags.model.model);
+        const Trace reference = Trace::open(flags.reference);
+        const Floor floor = floor_of(flags, flags.model.precision + "/" + flags.model.kv_type);
+        require_acting(flags.fault, model, following(options, reference));
+        finish(flags, bisect(model, options, reference, floor, flags.graft));
+      },
+      &flags.model);
 }
 
 void run_replay(const DiffFlags& flags) {
-  or_inconclusive([&] {
-    const TraceOptions options = options_of(flags);
-    if (std::filesystem::is_regular_file(flags.reference)) {
-      if (!flags.fault.empty() || !flags.site.empty() || !flags.bundle.empty() || !flags.floor.empty()) {
-        throw Error(
-            ErrorCode::invalid_argument,
-            "[replay] bundle: expected neither --inject, --site, --bundle nor --floor, got one: it holds "
-            "one operation and its floor");
-      }
-      return finish(flags, replay_bundle(flags.reference, options.model));
-    }
-    const std::string policy = flags.model.precision + "/" + flags.model.kv_type;
-    const auto model = resolve_model(flags.model.model);
-    const Trace reference = Trace::open(flags.reference);
-    const DiffReport report = replay(model, options, reference, floor_of(flags, policy), flags.site);
-    if (!flags.bundle.empty()) {
-      write_bundle(flags.bundle, model, reference, report.first ? *report.first : report.scores.at(0),
-                   policy);
-      std::fprintf(stderr, "%s: run it again with lockstep replay %s%s\n", flags.bundle.c_str(),
-                   flags.bundle.c_str(), flags.fault.empty() ? "" : "; the fault of --inject is not in it");
-    }
-    finish(flags, report);
-  });
+  or_inconclusive(
+      [&] {
+        const TraceOptions options = options_of(flags);
+        if (std::filesystem::is_regular_file(flags.reference)) {
+          if (!flags.fault.empty() || !flags.site.empty() || !flags.bundle.empty() || !flags.floor.empty()) {
+            throw Error(
+                ErrorCode::invalid_argument,
+                "[replay] bundle: expected neither --inject, --site, --bundle nor --floor, got one: it holds "
+                "one operation and its floor");
+          }
+          return finish(flags, replay_bundle(flags.reference, options.model));
+        }
+        const std::string policy = flags.model.precision + "/" + flags.model.kv_type;
+        const auto model = resolve_model(flags.model.model);
+        const Trace reference = Trace::open(flags.reference);
+        require_acting(flags.fault, model, following(options, reference));
+        const DiffReport report = replay(model, options, reference, floor_of(flags, policy), flags.site);
+        if (!flags.bundle.empty() && !report.scores.empty()) {
+          write_bundle(flags.bundle, model, reference, report.first ? *report.first : report.scores.at(0),
+                       policy);
+          std::fprintf(stderr, "%s: run it again with lockstep replay %s%s\n", flags.bundle.c_str(),
+                       flags.bundle.c_str(),
+                       flags.fault.empty() ? "" : "; the fault of --inject is not in it");
+        }
+        finish(flags, report);
+      },
+      &flags.model);
 }
 
 void run_floor(const FloorFlags& flags) {
@@ -226,6 +276,8 @@ void run_floor(const FloorFlags& flags) {
     std::vector<Trace> variants;
     for (const std::string& each : flags.variants) variants.push_back(Trace::open(each));
     const std::string floor = measure_floor(Trace::open(flags.truth), variants, flags.policy);
+    for (const auto& warning : nlohmann::json::parse(floor).at("warnings"))
+      print_error("[floor] warning: " + warning.get<std::string>());
     std::ofstream file(flags.out, std::ios::binary);
     file << floor << "\n";
     file.close();
@@ -238,9 +290,14 @@ void run_check(const CheckFlags& flags) {
   options.precision = parse_precision(flags.model.precision);
   options.isa = flags.model.isa;
   options.threads = flags.model.threads;
+  const auto model = resolve_model(flags.model.model);
+  TraceOptions repeated;  // what check runs a fault in
+  repeated.sequences = {{std::vector<int32_t>(static_cast<size_t>(flags.length)), {}}};
+  repeated.steps = 2;
+  require_acting(flags.fault, model, repeated);
   bool all = true;
-  for (const CheckResult& each : check_model(resolve_model(flags.model.model), options,
-                                             parse_kv_type(flags.model.kv_type), flags.length, flags.fault)) {
+  for (const CheckResult& each :
+       check_model(model, options, parse_kv_type(flags.model.kv_type), flags.length, flags.fault)) {
     std::printf("%-6s %s\n", each.held ? "held" : "BROKEN", each.name.c_str());
     all = all && each.held;
   }
@@ -308,7 +365,7 @@ void declare_trace(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("trace", "Record what the model computes, operation by operation");
   flags->model.precision = "f32";
   flags->model.kv_type = "f32";
-  flags->model.declare(*verb);
+  flags->model.declare(*verb, false);
   auto* input = verb->add_option_group("input", "What to compute (exactly one)")->require_option(0, 1);
   input->add_option("-p,--prompt", flags->prompt, "a prompt")->type_name("TEXT");
   input->add_option("--ids", flags->ids, "token ids divided by commas; several sequences divided by ;")
@@ -342,7 +399,10 @@ void declare_trace(CLI::App& app) {
       "  lockstep trace -m model --follow reference -o mine && lockstep diff mine reference\n"
       "  lockstep trace -m model --follow reference --store sample:64 -o small\n"
       "  lockstep trace --inject list");
-  verb->callback([flags] { or_inconclusive([&] { run_trace(*flags); }); });
+  verb->callback([flags] {
+    if (flags->validate.empty()) return or_usage([&] { run_trace(*flags); });
+    or_inconclusive([&] { run_trace(*flags); });
+  });
 }
 
 void declare_diff(CLI::App& app) {
@@ -367,7 +427,7 @@ void declare_replay(CLI::App& app) {
       app.add_subcommand("replay", "Feed a reference's tensors to each operation of ours, one by one");
   flags->model.precision = "f32";
   flags->model.kv_type = "f32";
-  flags->model.declare(*verb);
+  flags->model.declare(*verb, false);
   verb->add_option("reference", flags->reference, "trace whose tensors are fed, or a bundle of one operation")
       ->type_name("DIR|FILE")
       ->required();
@@ -394,7 +454,7 @@ void declare_bisect(CLI::App& app) {
       "bisect", "Run the model against a reference: layers first, then the operations of the wrong one");
   flags->model.precision = "f32";
   flags->model.kv_type = "f32";
-  flags->model.declare(*verb);
+  flags->model.declare(*verb, false);
   verb->add_option("reference", flags->reference, "trace to be trusted")->type_name("DIR")->required();
   verb->add_option("--inject", flags->fault, "compute wrongly on purpose, as for trace")->type_name("FAULT");
   verb->add_flag(
@@ -428,7 +488,7 @@ void declare_check(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("check", "Invariants that need no reference, on any model file");
   flags->model.precision = "f32";
   flags->model.kv_type = "f32";
-  flags->model.declare(*verb);
+  flags->model.declare(*verb, false);
   verb->add_option("--length", flags->length, "tokens of the random text")
       ->check(in_range(int64_t{2}, int64_t{1} << 20))
       ->capture_default_str();
@@ -439,7 +499,7 @@ void declare_check(CLI::App& app) {
       "attention, RoPE, grouped queries, experts and windows must keep what they promise by definition.\n"
       "Exit status: 0 all held, 1 one is broken, 2 cannot conclude, 3 usage.\n"
       "Example:\n  lockstep check -m model.gguf");
-  verb->callback([flags] { or_inconclusive([&] { run_check(*flags); }); });
+  verb->callback([flags] { or_inconclusive([&] { run_check(*flags); }, &flags->model); });
 }
 
 void declare_selftest(CLI::App& app) {
@@ -450,7 +510,7 @@ void declare_selftest(CLI::App& app) {
       ->type_name("DIR")
       ->capture_default_str();
   verb->add_flag("--json", flags->json, "print one JSON object");
-  verb->callback([flags] { run_selftest(*flags); });
+  verb->callback([flags] { or_usage([&] { run_selftest(*flags); }); });
 }
 
 }  // namespace lockstep::cli

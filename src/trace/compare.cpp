@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "tensor/fail.h"
 #include "trace/storage.h"
@@ -127,18 +128,32 @@ double relative(std::span<const float> got, std::span<const float> truth, double
   return distance(got, truth) / std::max({norm(truth), 0.1 * usual, 1e-30});
 }
 
-namespace {
-
 // An error of a row is that of sums over as many columns as the row has, kept or not.
-int64_t width_of(const TraceEvent& event) {
+int64_t row_width(const TraceEvent& event) {
   const int64_t width = static_cast<int64_t>(event.values.size()) / event.shape[0];
   return event.width > 0 ? width / event.shape[event.shape.rank() - 1] * event.width : width;
 }
 
-}  // namespace
-
 double Comparison::floor_of(const TraceEvent& event) const {
-  return floor_.at(event.step > 0, event.name(), width_of(event));
+  return std::min(kMostFloor, floor_.at(event.step > 0, event.name(), row_width(event)));
+}
+
+std::string Comparison::unjudged(const TraceEvent& event) const {
+  const bool decode = event.step > 0;
+  if (!floor_.knows(decode, event.name())) return "the floor has no value for it";
+  if (const double floor = floor_.at(decode, event.name(), row_width(event)); floor > 2 * kMostFloor)
+    return fmt::format("its floor, {:.2g}, is too large to judge by", floor);
+  return {};
+}
+
+bool Comparison::left_out(const Joined& reference) const {
+  const int sequence = reference.event->row;
+  if (!std::ranges::all_of(reference.rows, [&](const auto& row) { return excluded(sequence, row.first); }))
+    return false;
+  const auto rows = static_cast<int64_t>(reference.rows.size());
+  report_.rows += rows;
+  report_.left_out += rows;
+  return true;
 }
 
 bool Comparison::excluded(int row, int64_t position) const {
@@ -148,15 +163,19 @@ bool Comparison::excluded(int row, int64_t position) const {
 
 SiteScore Comparison::score(const Joined& subject, const Joined& reference) const {
   const TraceEvent& event = *reference.event;
-  SiteScore result{event.step, event.row, event.layer, event.site, width_of(event), 0, 0, 0, 0,
+  SiteScore result{event.step, event.row, event.layer, event.site, row_width(event), 0, 0, 0, 0,
                    -1,         {},        {},          {}};
   const int64_t heads = heads_of(event);
   result.floor = floor_of(event);
   result.heads.assign(static_cast<size_t>(heads), 0.0);
   const Sizes usual = usual_sizes(reference, heads);
+  report_.rows += static_cast<int64_t>(reference.rows.size());
   for (const auto& [position, row] : reference.rows) {
     const auto mine = subject.rows.find(position);
-    if (excluded(event.row, position)) continue;
+    if (excluded(event.row, position)) {
+      ++report_.left_out;
+      continue;
+    }
     const double error = relative(mine->second, row, usual.row);
     if (error > result.error || result.error == 0) {
       result.error = error;
@@ -198,25 +217,44 @@ HeadGrid Comparison::grid(const Joined& subject, const Joined& reference) const 
   return grid;
 }
 
+namespace {
+
+// How far the experts that two choices exchanged are from being chosen alike, by the reference's logits:
+// infinitely, if one chose more of them. Nothing: the choices are the same.
+std::optional<double> exchanged_by(std::span<const float> ours, std::span<const float> theirs,
+                                   std::span<const float> logits) {
+  constexpr float kFar = std::numeric_limits<float>::infinity();
+  float least = kFar, most = -kFar;             // of those that the reference chose, and of the others
+  float worst_taken = kFar, best_left = -kFar;  // of those that only we chose, or only it
+  int more = 0;
+  for (size_t e = 0; e < theirs.size(); ++e) {
+    const bool here = ours[e] != 0, there = theirs[e] != 0;
+    (there ? least : most) = there ? std::min(least, logits[e]) : std::max(most, logits[e]);
+    more += static_cast<int>(here) - static_cast<int>(there);
+    if (here && !there) worst_taken = std::min(worst_taken, logits[e]);
+    if (there && !here) best_left = std::max(best_left, logits[e]);
+  }
+  if (more != 0) return kFar;
+  if (worst_taken == kFar) return {};
+  return std::max(least - worst_taken, best_left - most);
+}
+
+}  // namespace
+
 void Comparison::leave_out_ties(const Joined& subject, const Joined& weights, const Joined& logits) {
   const TraceEvent& event = *weights.event;
   const double floor = floor_of(*logits.event);
   for (const auto& [position, row] : weights.rows) {
     const auto mine = subject.rows.find(position);
     const auto scores = logits.rows.find(position);
-    if (mine == subject.rows.end() || scores == logits.rows.end() || mine->second.size() != row.size())
+    if (mine == subject.rows.end() || scores == logits.rows.end() || mine->second.size() != row.size() ||
+        scores->second.size() != row.size() || excluded(event.row, position))
       continue;
-    bool same = true;
-    float least = std::numeric_limits<float>::infinity(), most = -least;
-    for (size_t e = 0; e < row.size(); ++e) {
-      same = same && (row[e] != 0) == (mine->second[e] != 0);
-      if (row[e] != 0) least = std::min(least, scores->second[e]);
-      if (row[e] == 0) most = std::max(most, scores->second[e]);
-    }
-    if (same || (least - most) > kBand * floor * norm(scores->second)) continue;
+    const auto margin = exchanged_by(mine->second, row, scores->second);
+    if (!margin || *margin > kBand * floor * norm(scores->second)) continue;
     report_.notes.push_back(
         fmt::format("tie: {}, position {}, experts chosen by a margin of {:.2g}; left out from there",
-                    event.name(), position, least - most));
+                    event.name(), position, *margin));
     const auto [known, is_new] = excluded_.emplace(event.row, position);
     if (!is_new) known->second = std::min(known->second, position);
   }
@@ -239,6 +277,11 @@ void Comparison::note_argmax(const Joined& subject, const Joined& reference) {
   }
 }
 
+std::string no_floor(const Floor& floor, const std::string& policy) {
+  if (!floor.policy().empty() || policy == "f32/f32") return {};
+  return "no floor for policy " + policy + ": measure one, or judge by that of another with --policy";
+}
+
 void conclude(DiffReport& report) {
   for (const SiteScore& each : report.scores) {
     if (each.score <= kBand) continue;
@@ -249,10 +292,14 @@ void conclude(DiffReport& report) {
     }
   }
   const bool covered = report.unmatched.empty() && report.compared == report.expected && report.compared > 0;
+  const bool enough = 2 * report.left_out <= report.rows;
   if (!report.first) {
-    report.verdict = covered ? Verdict::within : Verdict::inconclusive;
-    report.reason =
-        covered ? "every site is within the floor" : "no difference, but not every site could be compared";
+    report.verdict = covered && enough ? Verdict::within : Verdict::inconclusive;
+    report.reason = !enough   ? "no difference, but too few rows are left after ties of the router"
+                    : covered ? "every site is within the floor"
+                              : "no difference, but not every site could be compared";
+    if (report.left_out > 0)
+      report.reason += fmt::format(" ({} of {} rows were left out)", report.left_out, report.rows);
     return;
   }
   report.verdict = Verdict::divergent;

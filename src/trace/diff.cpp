@@ -10,17 +10,23 @@
 namespace lockstep {
 namespace {
 
-// A difference that the logits of its own pass have not inherited is none of computation: the recorded
-// tensors do not fit their own successors.
-void check_inheritance(DiffReport& report) {
-  if (!report.first || report.first->site == "logits") return;
-  const auto logits = std::ranges::find_if(report.scores, [&](const SiteScore& each) {
-    return each.step == report.first->step && each.row == report.first->row && each.site == "logits";
-  });
-  if (logits == report.scores.end() || logits->score > kBand) return;
+using Sites = std::map<Place, Joined>;
+
+// A difference that its successors have not inherited is none of computation: the recorded tensors do not fit
+// what was computed from them.
+void check_inheritance(const Sites& ours, const Sites& theirs, DiffReport& report) {
+  if (!report.first) return;
+  if (report.first->site == "logits") {
+    report.notes.emplace_back(
+        "nothing before it differs, and nothing is computed from it: lockstep replay tells whether the "
+        "logits "
+        "follow from what the reference holds before them");
+    return;
+  }
+  if (inheritance(report, ours, theirs) != Inheritance::missing) return;
   report.verdict = Verdict::inconclusive;
   report.reason = fmt::format(
-      "{} of step {} differs, yet the logits computed from it do not: one of the captures is wrong there",
+      "{} of step {} differs, yet what is computed from it does not: one of the captures is wrong there",
       report.first->name(), report.first->step);
 }
 
@@ -64,51 +70,85 @@ void size_declared_rounding(const Floor& floor, DiffReport& report) {
       first->error / floor.at(decode, first->name(), first->width)));
 }
 
+// Why nothing should be compared; empty: it may.
+std::string refusal(const Trace& subject, const Trace& reference, const Floor& floor) {
+  for (const auto& problem : {same_inputs(subject, reference), floor.other_model(reference),
+                              no_floor(floor, subject.precision + "/" + subject.kv_type)}) {
+    if (!problem.empty()) return problem;
+  }
+  return self_check(reference);
+}
+
+// Why a site that both have cannot be compared; empty: it can.
+std::string mismatch(const Joined& mine, const Joined& theirs) {
+  if (!same_rows(mine, theirs))
+    return fmt::format("rows of {} from position {} and of {} from position {}", mine.event->shape.str(),
+                       mine.rows.begin()->first, theirs.event->shape.str(), theirs.rows.begin()->first);
+  if (row_width(*mine.event) != row_width(*theirs.event) && mine.event->axes != "T H K")
+    return fmt::format("rows of {} and of {} columns", row_width(*mine.event), row_width(*theirs.event));
+  return {};
+}
+
+// Scores what both have, in causal order; returns the places of the reference that were not compared.
+std::vector<Place> score_all(const Sites& ours, const Sites& theirs, Comparison& comparison,
+                             DiffReport& report) {
+  std::vector<Place> skipped;
+  std::set<std::pair<bool, std::string>> judged, tied;  // in decode, name of a site
+  for (const auto& [place, joined] : theirs) {
+    ++report.expected;
+    const auto mine = ours.find(place);
+    const TraceEvent& event = *joined.event;
+    std::string problem = mine == ours.end() ? "only in the reference" : mismatch(mine->second, joined);
+    if (problem.empty() && event.site == "router_weights") {
+      const auto logits = theirs.find(place_of(event.step, event.layer, "router_logits", event.row));
+      if (logits != theirs.end()) comparison.leave_out_ties(mine->second, joined, logits->second);
+    }
+    if (problem.empty()) problem = comparison.unjudged(event);
+    if (problem.empty() && comparison.left_out(joined)) {
+      tied.emplace(event.step > 0, event.name());
+      --report.expected;
+      continue;
+    }
+    if (!problem.empty()) {
+      report.unmatched.push_back(fmt::format("step {}, {}: {}", event.step, event.name(), problem));
+      skipped.push_back(place);
+      continue;
+    }
+    ++report.compared;
+    judged.emplace(event.step > 0, event.name());
+    report.scores.push_back(comparison.score(mine->second, joined));
+    if (event.site == "logits") comparison.note_argmax(mine->second, joined);
+  }
+  for (const auto& site : tied) {
+    if (judged.contains(site)) continue;
+    ++report.expected;
+    report.unmatched.push_back(fmt::format("{}, {}: every row follows a tie of the router",
+                                           site.first ? "decode" : "prefill", site.second));
+  }
+  for (const auto& [place, joined] : ours) {
+    if (!theirs.contains(place))
+      report.unmatched.push_back(
+          fmt::format("step {}, {}: only in the subject", joined.event->step, joined.event->name()));
+  }
+  return skipped;
+}
+
 DiffReport compare(const Trace& subject, const Trace& reference, const Floor& floor) {
   DiffReport report;
   report.verdict = Verdict::inconclusive;
   report.subject = subject.engine;
   report.reference = reference.engine;
-  for (const std::string& problem : {same_inputs(subject, reference), self_check(reference)}) {
-    report.reason = problem;
-    if (!problem.empty()) return report;
-  }
-  const auto ours = join(subject, reference.storage);
-  const auto theirs = join(reference, subject.storage);
+  report.reason = refusal(subject, reference, floor);
+  if (!report.reason.empty()) return report;
+  const Sites ours = join(subject, reference.storage);
+  const Sites theirs = join(reference, subject.storage);
   Comparison comparison(floor, report);
-  const auto unmatched = [&](const Place& place, const Joined& joined, const std::string& why) {
-    report.unmatched.push_back(fmt::format("step {}, {}: {}", std::get<0>(place), joined.event->name(), why));
-  };
-  for (const auto& [place, joined] : theirs) {
-    ++report.expected;
-    const auto mine = ours.find(place);
-    if (mine == ours.end()) {
-      unmatched(place, joined, "only in the reference");
-      continue;
-    }
-    if (!same_rows(mine->second, joined)) {
-      unmatched(place, joined,
-                fmt::format("rows of {} from position {} and of {} from position {}",
-                            mine->second.event->shape.str(), mine->second.rows.begin()->first,
-                            joined.event->shape.str(), joined.rows.begin()->first));
-      continue;
-    }
-    ++report.compared;
-    if (joined.event->site == "router_weights") {
-      const auto logits =
-          theirs.find(place_of(joined.event->step, joined.event->layer, "router_logits", joined.event->row));
-      if (logits != theirs.end()) comparison.leave_out_ties(mine->second, joined, logits->second);
-    }
-    report.scores.push_back(comparison.score(mine->second, joined));
-    if (joined.event->site == "logits") comparison.note_argmax(mine->second, joined);
-  }
-  for (const auto& [place, joined] : ours) {
-    if (!theirs.contains(place)) unmatched(place, joined, "only in the subject");
-  }
+  const std::vector<Place> skipped = score_all(ours, theirs, comparison, report);
   conclude(report);
   if (report.first) {
     const SiteScore& first = *report.first;
     const Place place = place_of(first.step, first.layer, first.site, first.row);
+    report.skipped = std::ranges::count_if(skipped, [&](const Place& each) { return each < place; });
     report.grid = comparison.grid(ours.at(place), theirs.at(place));
     report.hints = hints(first, ours.at(place), theirs.at(place));
     note_policies(floor, report);
@@ -116,7 +156,7 @@ DiffReport compare(const Trace& subject, const Trace& reference, const Floor& fl
   if (floor.policy().empty())
     report.notes.emplace_back("no floor was measured: every site is judged by the rounding of a single sum");
   size_declared_rounding(floor, report);
-  check_inheritance(report);
+  check_inheritance(ours, theirs, report);
   return report;
 }
 
@@ -129,55 +169,6 @@ const SiteScore* score_at(const DiffReport& report, const SiteScore& site) {
 }
 
 }  // namespace
-
-std::string same_inputs(const Trace& subject, const Trace& reference) {
-  if (subject.sequences.size() != reference.sequences.size()) {
-    return fmt::format("expected {} sequences as in the reference, got {}", reference.sequences.size(),
-                       subject.sequences.size());
-  }
-  for (size_t s = 0; s < subject.sequences.size(); ++s) {
-    if (subject.sequences[s].ids != reference.sequences[s].ids) {
-      const auto [mine, theirs] = std::ranges::mismatch(subject.sequences[s].ids, reference.sequences[s].ids);
-      return fmt::format(
-          "token ids of sequence {} differ from place {} on ({} and {} tokens): tokenizer, BOS or template",
-          s, mine - subject.sequences[s].ids.begin(), subject.sequences[s].ids.size(),
-          reference.sequences[s].ids.size());
-    }
-    if (subject.sequences[s].fed != reference.sequences[s].fed)
-      return fmt::format("sequence {} was fed other tokens in decode; use --follow", s);
-  }
-  const auto reduced = [](const Trace& trace) { return trace.storage.kind != TraceStorage::Kind::full; };
-  if (reduced(subject) && reduced(reference) && subject.storage != reference.storage)
-    return "the traces keep other columns: record one with the other's --store and --seed";
-  if (subject.layers > 0 && reference.layers > 0 && subject.layers != reference.layers)
-    return fmt::format("the models differ: {} layers, and {} in the reference", subject.layers,
-                       reference.layers);
-  return same_weights(subject.weights_sha256, reference);
-}
-
-std::string same_weights(const std::map<std::string, std::string>& sums, const Trace& reference) {
-  for (const auto& [file, sum] : reference.weights_sha256) {
-    const auto mine = sums.find(file);
-    if (mine != sums.end() && mine->second != sum) return "the weights differ: " + file;
-  }
-  return {};
-}
-
-std::string self_check(const Trace& trace) {
-  std::map<std::tuple<int, int, std::string, std::string>, int> hashes;  // step, row, site, hash -> layer
-  for (const TraceEvent& event : trace.events()) {
-    if (!std::ranges::all_of(event.values, [](float v) { return std::isfinite(v); }))
-      return fmt::format("{}: {} of step {} holds NaN or infinity", trace.where, event.name(), event.step);
-    // A choice among few may well be the same in two layers.
-    if (event.layer == kNoLayer || event.axes == "T E" || event.site == "probs") continue;
-    const auto [known, is_new] =
-        hashes.emplace(std::tuple(event.step, event.row, event.site, event.hash), event.layer);
-    if (!is_new)
-      return fmt::format("{}: {} of step {} is the very same as in layer {}: recorded twice?", trace.where,
-                         event.name(), event.step, known->second);
-  }
-  return {};
-}
 
 std::string policy_summary(const std::string& policy) {
   const size_t slash = policy.find('/');

@@ -66,6 +66,7 @@ std::optional<Confines> parse_confines(std::string_view text) {
       if (!number(range.substr(0, dash), result.first_head)) return {};
       result.last_head = result.first_head;
       if (dash != std::string_view::npos && !number(range.substr(dash + 1), result.last_head)) return {};
+      if (*result.last_head < *result.first_head) return {};
     } else {
       return {};
     }
@@ -104,29 +105,47 @@ Injection find_injection(const std::string& text) {
     if (each.fault.name != name) continue;
     if (at == std::string::npos) return each;
     const auto to = parse_confines(std::string_view(text).substr(at + 1));
-    if (!to || each.patch || (to->first_head && each.fault.heads.empty())) {
+    const bool outside = each.fault.site == "embed" || each.fault.site == "logits";
+    if (!to || each.patch || (to->first_head && each.fault.heads.empty()) || (to->layer && outside)) {
       fail(ErrorCode::invalid_argument,
            "[inject] place: expected NAME@layer=N,head=A-B (either may be left out) of a fault that is no "
-           "change of "
-           "the config, head= of one that has heads; got {}",
+           "change of the config, layer= of one within layers, head= of one that has heads; got {}",
            text);
     }
     Injection narrowed = each;
     narrowed.before = confined(*to, each.before);
     narrowed.after = confined(*to, each.after);
+    narrowed.least_head = to->first_head.value_or(0);
     narrowed.most_layer = to->layer.value_or(0);
-    narrowed.most_head = to->last_head.value_or(0);
+    narrowed.most_head = to->last_head.value_or(-1);
     return narrowed;
   }
   fail(ErrorCode::invalid_argument, "[inject] fault: expected one of {}; got {}", names, name);
 }
 
+namespace {
+
+// Whether a fault that leaves some heads as they are changes this one.
+bool touches(const Fault& fault, int head, const ModelFacts& facts) {
+  if (fault.heads == "1-") return head > 0;
+  if (fault.name != "gqa-tiled" || facts.kv_heads == 0) return true;
+  return head % facts.kv_heads != head / (facts.heads / facts.kv_heads);
+}
+
+}  // namespace
+
 Injection find_injection(const std::string& text, const ModelFacts& facts) {
   Injection found = find_injection(text);
-  if (found.most_layer >= facts.layers || found.most_head >= facts.heads) {
+  const int64_t heads = found.fault.site.starts_with("k_") ? facts.kv_heads : facts.heads;
+  if (found.most_layer >= facts.layers || found.most_head >= heads) {
     fail(ErrorCode::invalid_argument, "[inject] place: expected layers 0 to {} and heads 0 to {}, got {}",
-         facts.layers - 1, facts.heads - 1, text);
+         facts.layers - 1, heads - 1, text);
   }
+  bool touched = found.most_head < 0;
+  for (int head = found.least_head; head <= found.most_head; ++head)
+    touched = touched || touches(found.fault, head, facts);
+  if (!touched)
+    fail(ErrorCode::invalid_argument, "[inject] place: expected heads that the fault changes, got {}", text);
   return found;
 }
 

@@ -1,8 +1,9 @@
 // Our operations fed with a reference's tensors.
 #include "trace/feed.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
-#include <set>
 
 #include "trace/passes.h"
 
@@ -13,8 +14,13 @@ namespace {
 class Replayer : public Observer {
  public:
   Replayer(const Trace& reference, const PassRows& rows, const ModelFacts& facts, const Injection* injection,
-           Trace& ours)
-      : rows_(rows), facts_(facts), injection_(injection), ours_(ours) {
+           Trace& ours, std::set<std::string>* missing)
+      : rows_(rows),
+        facts_(facts),
+        injection_(injection),
+        ours_(ours),
+        level_(reference.level),
+        missing_(missing) {
     for (const TraceEvent& event : reference.events()) {
       for (int64_t t = 0; t < event.shape[0]; ++t) {
         const auto width = event.values.size() / static_cast<size_t>(event.shape[0]);
@@ -22,12 +28,14 @@ class Replayer : public Observer {
             event.values.subspan(static_cast<size_t>(t) * width, width);
       }
       sites_.insert(event.site);
+      passes_.insert({event.step, event.row, event.layer, event.site});
     }
   }
 
   Interest inner(Site site) const override {
     const bool injected = injection_ != nullptr && injection_->inner == site;
-    return injected || sites_.contains(std::string(site_name(site))) ? Interest::change : Interest::none;
+    if (injected || sites_.contains(std::string(site_name(site)))) return Interest::change;
+    return missing_ != nullptr && in_level(site, level_) ? Interest::read : Interest::none;
   }
 
   void observe(int layer, Site site, Tensor& tensor) override {
@@ -48,7 +56,10 @@ class Replayer : public Observer {
       const int row = rows_.sequences[static_cast<size_t>(t)];
       const int64_t position = rows_.positions[static_cast<size_t>(t)];
       const auto known = known_.find({rows_.step, row, layer, name, position});
-      if (known == known_.end()) continue;
+      if (known == known_.end()) {
+        note_missing(layer, site, row);
+        continue;
+      }
       TraceEvent event;
       event.step = rows_.step;
       event.row = row;
@@ -76,10 +87,23 @@ class Replayer : public Observer {
     }
   }
 
+  void note_missing(int layer, Site site, int row) {
+    TraceEvent event;
+    event.layer = layer;
+    event.site = std::string(site_name(site));
+    if (missing_ == nullptr || !in_level(site, level_) ||
+        passes_.contains({rows_.step, row, layer, event.site}))
+      return;
+    missing_->insert(fmt::format("step {}, sequence {}, {}", rows_.step, row, event.name()));
+  }
+
   const PassRows& rows_;
   const ModelFacts& facts_;
   const Injection* injection_;
   Trace& ours_;
+  int level_;
+  std::set<std::string>* missing_;
+  std::set<std::tuple<int, int, int, std::string>> passes_;  // step, sequence, layer, site
   std::map<std::tuple<int, int, int, std::string, int64_t>, std::span<const float>> known_;
   std::set<std::string> sites_;
   std::map<Site, Tensor> seen_;
@@ -94,13 +118,13 @@ Feeder::Feeder(const std::filesystem::path& path, const TraceOptions& options)
   model_ = Model::load(path, options_.model);
 }
 
-Trace Feeder::run(const Trace& fed) const {
+Trace Feeder::run(const Trace& fed, std::set<std::string>* missing) const {
   TraceOptions options = options_;
   options.sequences = fed.sequences;
   Trace ours;
   ours.engine = "lockstep " + std::string(model_->isa()) + ", on the reference's inputs";
   PassRows rows;
-  Replayer replayer(fed, rows, facts_, injection_ ? &*injection_ : nullptr, ours);
+  Replayer replayer(fed, rows, facts_, injection_ ? &*injection_ : nullptr, ours, missing);
   Taps taps(&replayer);
   ours.sequences = run_passes(model_, options, rows, taps);
   return ours;

@@ -1,18 +1,33 @@
 // Our model run on a reference's tensors.
 #pragma once
 
+#include <set>
+#include <string>
+
 #include "lockstep/divergence.h"
 #include "trace/inject.h"
 
 namespace lockstep {
+
+/// A copy of a trace with the events that are wanted.
+template <typename Wanted>
+Trace only(const Trace& whole, Wanted wanted) {
+  Trace part = whole;
+  part.drop_events();
+  for (const TraceEvent& event : whole.events()) {
+    if (wanted(event)) part.add(event, event.values);
+  }
+  return part;
+}
 
 /// Runs our model with the tensors of a trace in the place of ours, wherever the trace holds one.
 class Feeder {
  public:
   /// `options`: model, KV type and fault; the tokens are those of the trace that is fed.
   Feeder(const std::filesystem::path& path, const TraceOptions& options);
-  /// What our operations made of it, site by site, before it was replaced.
-  Trace run(const Trace& fed) const;
+  /// What our operations made of it, site by site, before it was replaced. `missing`: gets the sites of its
+  /// level that the trace lacks for a pass, "step 1, sequence 0, L00.q_rope".
+  Trace run(const Trace& fed, std::set<std::string>* missing = nullptr) const;
 
  private:
   TraceOptions options_;

@@ -48,9 +48,10 @@ struct Injection {
   std::function<std::optional<std::string>(const ModelFacts&, const std::vector<Trace::Sequence>&)> cannot;
   std::function<nlohmann::json(const ModelFacts&)> patch = {};  // of the config; empty: none
   Hook before = {}, after = {};
-  std::vector<Site> keeps = {};       // sites whose tensors `before` wants to see later in the layer
-  std::optional<Site> inner = {};     // the inner site it changes
-  int most_layer = 0, most_head = 0;  // the last it is confined to
+  std::vector<Site> keeps = {};        // sites whose tensors `before` wants to see later in the layer
+  std::optional<Site> inner = {};      // the inner site it changes
+  int least_head = 0, most_head = -1;  // those it is confined to; -1: all
+  int most_layer = 0;
 };
 const std::vector<Injection>& injections();
 /// "NAME" or "NAME@layer=3". Error `invalid_argument` naming those there are.

@@ -11,6 +11,8 @@ namespace lockstep {
 
 /// "T H D"
 std::string axes_of(Site site);
+/// Whether traces of a level hold a site.
+bool in_level(Site site, int level);
 
 /// Runs them; `rows` tells the observer behind `taps` which rows are being computed. Returns what was fed.
 std::vector<Trace::Sequence> run_passes(const std::shared_ptr<const Model>& model,

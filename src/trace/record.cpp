@@ -36,8 +36,6 @@ std::string axes_of(Site site) {
   }
 }
 
-namespace {
-
 bool in_level(Site site, int level) {
   switch (site) {
     case Site::logits: return true;
@@ -54,6 +52,8 @@ bool in_level(Site site, int level) {
     default: return level >= 2;
   }
 }
+
+namespace {
 
 class Recorder : public Observer {
  public:
@@ -321,7 +321,20 @@ void FaultObserver::observe(int layer, Site site, Tensor& tensor) {
 std::optional<std::string> cannot_act(const Fault& fault, const std::filesystem::path& path,
                                       const TraceOptions& options) {
   const Checkpoint checkpoint = Checkpoint::open(path);
-  return find_injection(fault.name).cannot(ModelFacts(checkpoint), options.sequences);
+  std::vector<Trace::Sequence> sequences = options.sequences;
+  for (Trace::Sequence& each : sequences) {
+    if (each.fed.empty()) each.fed.resize(static_cast<size_t>(options.steps));
+  }
+  return find_injection(fault.name).cannot(ModelFacts(checkpoint), sequences);
+}
+
+void require_acting(const std::string& fault, const std::filesystem::path& path,
+                    const TraceOptions& options) {
+  if (fault.empty()) return;
+  find_injection(fault, ModelFacts(Checkpoint::open(path)));
+  if (const auto why = cannot_act(find_fault(fault), path, options))
+    fail(ErrorCode::invalid_argument, "[inject] fault: expected one that can act here, got {}: {}", fault,
+         *why);
 }
 
 }  // namespace lockstep

@@ -91,7 +91,9 @@ std::string report_text(const DiffReport& report, bool colour) {
     out += paint("\033[1;31m", "DIVERGENT") + "  first error: " + phase(*report.first) + ", sequence " +
            std::to_string(report.first->row) + ", " + report.first->name();
     if (!report.first->heads.empty()) out += ", heads " + head_list(*report.first);
-    out += ", position " + std::to_string(report.first->first_bad) + "\n";
+    out += ", position " + std::to_string(report.first->first_bad);
+    if (report.skipped > 0) out += fmt::format(" ({} sites before it were not compared)", report.skipped);
+    out += "\n";
     out += fmt::format("  error {:.3g} = {:.3g} x floor ({:.2g}); inherited by {} later sites\n",
                        report.first->error, report.first->score, report.first->floor, report.inherited);
     for (const std::string& hint : report.hints) out += "  hint: " + hint + "\n";

@@ -1,20 +1,18 @@
-// Trace directories: reading and writing. Format: docs/trace-format.md.
+// Trace directories: reading. Format: docs/trace-format.md.
 #include <fmt/format.h>
 #include <algorithm>
-#include <array>
 #include <bit>
-#include <cmath>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <nlohmann/json.hpp>
-#include <numeric>
 #include <set>
 #include <sstream>
+#include <utility>
 
 #include "format/json.h"
 #include "format/safetensors.h"
-#include "format/write_file.h"
-#include "lockstep/checkpoint.h"
+#include "format/sha256.h"
 #include "lockstep/divergence.h"
 #include "tensor/fail.h"
 #include "tensor/memory_map.h"
@@ -27,57 +25,27 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-constexpr int kVersion = 1;
-constexpr size_t kShardBytes = size_t{64} << 20;
-constexpr int64_t kMostSteps = 1 << 20;
+constexpr int kMostSteps = 1 << 20;
+constexpr int64_t kWidest = int64_t{1} << 24;
+constexpr std::string_view kPrecisions[] = {"f32", "f16", "bf16", "exact", "fast", "q8"};
+constexpr std::string_view kKvTypes[] = {"f32", "f16", "bf16", "q8"};
 constexpr std::string_view kAxes[] = {"T C", "T E", "T H D", "T H K", "T E C"};
 
-std::string contents(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file)
+// A pipe would wait for ever, and a directory has no bytes.
+void require_file(const fs::path& path) {
+  std::error_code ignored;
+  if (!fs::exists(path, ignored))
     fail(ErrorCode::not_found,
          "[{}] trace: expected this file, got none; is the directory a trace, and whole?", path.string());
+  if (!fs::is_regular_file(path, ignored))
+    fail(ErrorCode::not_found, "[{}] trace: expected a regular file, got another kind", path.string());
+}
+
+std::string contents(const fs::path& path) {
+  require_file(path);
+  std::ifstream file(path, std::ios::binary);
+  if (!file) fail(ErrorCode::not_found, "[{}] trace: expected a readable file, got another", path.string());
   return {std::istreambuf_iterator<char>(file), {}};
-}
-
-std::string tensor_key(const TraceEvent& event) {
-  const std::string chunk = event.chunk > 0 ? fmt::format(".c{}", event.chunk) : "";
-  return fmt::format("{}{}{}.r{}.{}", event.step == 0 ? 'p' : 'd', event.step, chunk, event.row,
-                     event.name());
-}
-
-// {"n": ..., ...} of a tensor. Sums run in as many lanes as vectors of doubles have.
-std::string statistics(std::span<const float> values) {
-  constexpr size_t kLanes = 8;
-  std::array<double, kLanes> largest{}, sum{}, squares{}, finite{}, nan{};
-  const auto take = [&](float x, size_t lane) {
-    const bool number = x == x, good = x - x == 0;
-    const double value = good ? static_cast<double>(x) : 0.0;
-    nan[lane] += number ? 0.0 : 1.0;
-    finite[lane] += good ? 1.0 : 0.0;
-    sum[lane] += value;
-    squares[lane] += value * value;
-    const double size = std::abs(value);
-    largest[lane] = largest[lane] > size ? largest[lane] : size;
-  };
-  size_t i = 0;
-  for (; i + kLanes <= values.size(); i += kLanes) {
-    for (size_t lane = 0; lane < kLanes; ++lane) take(values[i + lane], lane);
-  }
-  for (; i < values.size(); ++i) take(values[i], i % kLanes);
-  const auto total = [](const std::array<double, kLanes>& lanes) {
-    return std::accumulate(lanes.begin(), lanes.end(), 0.0);
-  };
-  const double count = total(finite), least_one = std::max(1.0, count);
-  return fmt::format(R"({{"n":{},"nan":{:.0f},"inf":{:.0f},"absmax":{},"mean":{},"rms":{}}})", values.size(),
-                     total(nan), static_cast<double>(values.size()) - count - total(nan),
-                     *std::ranges::max_element(largest), total(sum) / least_one,
-                     std::sqrt(total(squares) / least_one));
-}
-
-void write_text(const fs::path& path, const std::string& text) {
-  const std::span<const std::byte> part = std::as_bytes(std::span(text));
-  write_file(path, {&part, 1});
 }
 
 // Parsed JSON, or an error that names the file and the line.
@@ -106,6 +74,22 @@ constexpr std::string_view type_name() {
     return "an array of whole numbers";
 }
 
+// Whether a number is whole and of the type; the JSON library would cut it to fit.
+template <typename T>
+bool fits(const json& value) {
+  if constexpr (std::is_integral_v<T>) {
+    if (value.is_number_unsigned()) return std::in_range<T>(value.get<uint64_t>());
+    return value.is_number_integer() && std::in_range<T>(value.get<int64_t>());
+  } else if constexpr (requires {
+                         requires std::is_integral_v<typename T::value_type>;
+                         typename T::allocator_type;
+                       } && !std::is_same_v<T, std::string>) {
+    return value.is_array() && std::ranges::all_of(value, fits<typename T::value_type>);
+  } else {
+    return true;
+  }
+}
+
 // Reading with bounds: a missing key or another type is one line, not an exception of the JSON library.
 template <typename T>
 T get(const json& object, const char* key, const std::string& where) {
@@ -113,11 +97,23 @@ T get(const json& object, const char* key, const std::string& where) {
   if (found == object.end())
     fail(ErrorCode::format, "[{}] {}: expected {}, got no such key", where, key, type_name<T>());
   try {
+    if constexpr (!std::is_same_v<T, json>) {
+      if (!fits<T>(*found)) throw json::type_error::create(302, "", nullptr);
+    }
     return found->get<T>();
   } catch (const json::exception&) {
     fail(ErrorCode::format, "[{}] {}: expected {}, got {}", where, key, type_name<T>(),
-         found->dump().substr(0, 40));
+         found->dump(-1, ' ', false, json::error_handler_t::replace).substr(0, 40));
   }
+}
+
+// One of a few names.
+std::string get_name(const json& object, const char* key, std::span<const std::string_view> known,
+                     const std::string& where) {
+  std::string name = get<std::string>(object, key, where);
+  if (std::ranges::find(known, name) == known.end())
+    fail(ErrorCode::format, "[{}] {}: expected one of {}, got {}", where, key, fmt::join(known, ", "), name);
+  return name;
 }
 
 TraceStorage read_storage(const json& storage, const std::string& where) {
@@ -140,6 +136,7 @@ class Shards {
     }
     auto shard = shards_.find(file);
     if (shard == shards_.end()) {
+      require_file(directory_ / file);
       Shard opened{std::make_shared<MemoryMap>(directory_ / file), {}};
       for (SafeTensor& tensor : read_safetensors(opened.map->bytes(), (directory_ / file).string()).tensors) {
         std::string name = tensor.name;
@@ -168,14 +165,14 @@ class Shards {
   std::map<std::string, Shard> shards_;
 };
 
-TraceEvent parse_event(const json& line, Shards& shards, const std::string& where) {
+// `whole`: the trace says that it keeps whole rows.
+TraceEvent parse_event(const json& line, bool whole, Shards& shards, const std::string& where) {
   TraceEvent event;
   const auto phase = get<std::string>(line, "phase", where);
-  event.step = static_cast<int>(get<int64_t>(line, "step", where));
-  event.row = static_cast<int>(get<int64_t>(line, "row", where));
-  event.layer = line.contains("layer") && line["layer"].is_number_integer()
-                    ? static_cast<int>(line["layer"].get<int64_t>())
-                    : kNoLayer;
+  event.step = get<int>(line, "step", where);
+  event.row = get<int>(line, "row", where);
+  event.layer =
+      line.contains("layer") && !line["layer"].is_null() ? get<int>(line, "layer", where) : kNoLayer;
   event.site = get<std::string>(line, "site", where);
   if (!find_site(event.site)) {
     fail(ErrorCode::format, "[{}] site: expected one of docs/trace-format.md, such as q_rope; got {}", where,
@@ -210,8 +207,10 @@ TraceEvent parse_event(const json& line, Shards& shards, const std::string& wher
          json(shape).dump());
   }
   if (line.contains("width")) event.width = get<int64_t>(line, "width", where);
-  if (event.width < 0 || (event.width > 0 && event.width < event.shape[event.shape.rank() - 1]))
-    fail(ErrorCode::format, "[{}] width: expected at least what is kept, got {}", where, event.width);
+  const int64_t kept = event.shape[event.shape.rank() - 1];
+  if (event.width != 0 && (event.width < kept || event.width > kWidest || (whole && event.width != kept)))
+    fail(ErrorCode::format, "[{}] width: expected {}, got {}", where,
+         whole ? "what is kept, as all is" : "from what is kept to 2^24", event.width);
   if (event.width == event.shape[event.shape.rank() - 1]) event.width = 0;
   if (reinterpret_cast<uintptr_t>(tensor.data.data()) % alignof(float) != 0) {
     fail(ErrorCode::format, "[{}] tensor: expected aligned values, got others", where);
@@ -221,30 +220,88 @@ TraceEvent parse_event(const json& line, Shards& shards, const std::string& wher
   return event;
 }
 
-// A declared site without an event, or an event twice, means that the capture went wrong.
+// Each site once for each position, of a layer and tokens that there are.
+void check_place(const Trace& trace, const TraceEvent& event) {
+  if (trace.layers > 0 && event.layer >= trace.layers)
+    fail(ErrorCode::format, "[{}] events: expected layers 0 to {}, got {}", trace.where, trace.layers - 1,
+         event.name());
+  const auto row = static_cast<size_t>(event.row);
+  if (row >= trace.sequences.size() || static_cast<size_t>(event.step) > trace.sequences[row].fed.size()) {
+    fail(ErrorCode::format,
+         "[{}] events: expected steps of the manifest's rows, prompt and what is fed, got step {} of row {}",
+         trace.where, event.step, event.row);
+  }
+  const auto prompt = static_cast<int64_t>(trace.sequences[row].ids.size());
+  const int64_t begin = event.step == 0 ? 0 : prompt + event.step - 1;
+  const int64_t end = event.step == 0 ? prompt : begin + 1;
+  if (event.first_position < begin || event.first_position + event.shape[0] > end)
+    fail(ErrorCode::format, "[{}] events: expected positions {} to {} of step {}, row {}, got {} to {} at {}",
+         trace.where, begin, end, event.step, event.row, event.first_position,
+         event.first_position + event.shape[0], event.name());
+}
+
+// A declared site without an event, or a position twice, means that the capture went wrong.
 void check_complete(const Trace& trace) {
   if (trace.events().empty())
     fail(ErrorCode::format, "[{}] events: expected at least one, got none", trace.where);
-  std::set<std::tuple<int, int, int, std::string, int64_t>> seen;
+  if (trace.sites.empty())
+    fail(ErrorCode::format, "[{}] sites: expected those recorded, got none", trace.where);
+  std::map<std::tuple<int, int, int, std::string>, std::map<int64_t, int64_t>> seen;  // first to past last
   std::set<std::string> sites;
   for (const TraceEvent& event : trace.events()) {
-    if (!seen.emplace(event.step, event.row, event.layer, event.site, event.first_position).second) {
-      fail(ErrorCode::format, "[{}] events: expected each site once a pass, got step {}, row {}, {} twice",
-           trace.where, event.step, event.row, event.name());
+    check_place(trace, event);
+    auto& parts = seen[{event.step, event.row, event.layer, event.site}];
+    const auto [at, is_new] = parts.emplace(event.first_position, event.first_position + event.shape[0]);
+    const bool overlaps = !is_new || (at != parts.begin() && std::prev(at)->second > at->first) ||
+                          (std::next(at) != parts.end() && std::next(at)->first < at->second);
+    if (overlaps) {
+      fail(ErrorCode::format,
+           "[{}] events: expected each position of a site once, got step {}, row {}, {} twice", trace.where,
+           event.step, event.row, event.name());
     }
     sites.insert(event.site);
-    const auto row = static_cast<size_t>(event.row);
-    if (row >= trace.sequences.size() || static_cast<size_t>(event.step) > trace.sequences[row].fed.size()) {
-      fail(
-          ErrorCode::format,
-          "[{}] events: expected steps of the manifest's rows, prompt and what is fed, got step {} of row {}",
-          trace.where, event.step, event.row);
-    }
   }
   for (const std::string& site : trace.sites) {
     if (!sites.contains(site))
       fail(ErrorCode::format, "[{}] events: expected some of the declared site {}, got none", trace.where,
            site);
+  }
+}
+
+// The hash of an event by a rule that we know.
+std::string hash_by(std::string_view rule, const TraceEvent& event) {
+  if (rule == kWordHash) return trace_hash(event.values);
+  Sha256 sum;
+  sum.add(std::as_bytes(event.values));
+  return sum.hex().substr(0, 16);
+}
+
+// The rule that the manifest names, or the one that one of the first events follows; none: the hashes are
+// another engine's own, and only tell equal from unequal.
+std::string_view hash_rule(const json& manifest, const Trace& trace, const std::string& where) {
+  static constexpr std::string_view kRules[] = {kWordHash, kByteHash};
+  if (manifest.contains("hash")) {
+    const auto named = get<std::string>(manifest, "hash", where);
+    const auto* known = std::ranges::find(kRules, named);
+    return known == std::end(kRules) ? std::string_view() : *known;
+  }
+  constexpr size_t kTried = 3;
+  for (size_t i = 0; i < std::min(kTried, trace.events().size()); ++i) {
+    for (const std::string_view rule : kRules) {
+      if (hash_by(rule, trace.events()[i]) == trace.events()[i].hash) return rule;
+    }
+  }
+  return {};
+}
+
+// The bytes of each event against its hash. Ours is of the whole row, kept or not.
+void check_hashes(std::string_view rule, const Trace& trace, std::span<const std::string> tensors) {
+  for (size_t i = 0; i < tensors.size() && !rule.empty(); ++i) {
+    const TraceEvent& event = trace.events()[i];
+    if ((rule == kWordHash && event.width > 0) || hash_by(rule, event) == event.hash) continue;
+    fail(ErrorCode::format,
+         "[{}] {}: expected values of hash {}, got others: the file was damaged or changed", trace.where,
+         tensors[i], event.hash);
   }
 }
 
@@ -280,141 +337,54 @@ Trace Trace::open(const fs::path& directory) {
   const std::string manifest_name = (directory / "manifest.json").string();
   const json manifest = parse(contents(manifest_name), manifest_name);
   if (get<std::string>(manifest, "format", manifest_name) != "lockstep-trace" ||
-      get<int64_t>(manifest, "version", manifest_name) != kVersion) {
+      get<int64_t>(manifest, "version", manifest_name) != kTraceVersion) {
     fail(ErrorCode::format, "[{}] format: expected lockstep-trace of version {}, got another", manifest_name,
-         kVersion);
+         kTraceVersion);
   }
   const json engine = get<json>(manifest, "engine", manifest_name);
   trace.engine = get<std::string>(engine, "name", manifest_name) + " " +
                  get<std::string>(engine, "version", manifest_name);
   const json policy = get<json>(manifest, "policy", manifest_name);
-  trace.precision = get<std::string>(policy, "precision", manifest_name);
-  trace.kv_type = get<std::string>(policy, "kv_type", manifest_name);
+  trace.precision = get_name(policy, "precision", kPrecisions, manifest_name);
+  trace.kv_type = get_name(policy, "kv_type", kKvTypes, manifest_name);
   if (manifest.contains("storage")) trace.storage = read_storage(manifest["storage"], manifest_name);
   const json model = get<json>(manifest, "model", manifest_name);
   trace.architecture = get<std::string>(model, "architecture", manifest_name);
   trace.layers = get<int64_t>(model, "layers", manifest_name);
+  if (trace.layers < 0 || trace.layers > kMostSteps)
+    fail(ErrorCode::format, "[{}] layers: expected 0 to {}, got {}", manifest_name, kMostSteps, trace.layers);
   trace.config = get<json>(model, "config", manifest_name).dump();
   if (model.contains("unread_keys"))
     trace.unread_keys = get<std::vector<std::string>>(model, "unread_keys", manifest_name);
   if (model.contains("weights_sha256"))
     trace.weights_sha256 = get<std::map<std::string, std::string>>(model, "weights_sha256", manifest_name);
-  trace.level = static_cast<int>(get<int64_t>(manifest, "level", manifest_name));
+  trace.level = get<int>(manifest, "level", manifest_name);
   if (trace.level < 0 || trace.level > 3)
     fail(ErrorCode::format, "[{}] level: expected 0 to 3, got {}", manifest_name, trace.level);
   trace.sites = get<std::vector<std::string>>(manifest, "sites", manifest_name);
   for (const json& row : get<json>(manifest, "rows", manifest_name)) {
     trace.sequences.push_back({get<std::vector<int32_t>>(row, "ids", manifest_name),
                                get<std::vector<int32_t>>(row, "fed", manifest_name)});
+    const Trace::Sequence& read = trace.sequences.back();
+    const auto is_id = [](int32_t id) { return id >= 0; };
+    if (!std::ranges::all_of(read.ids, is_id) || !std::ranges::all_of(read.fed, is_id))
+      fail(ErrorCode::format, "[{}] ids: expected none below 0, got one", manifest_name);
   }
   Shards shards(directory);
   std::istringstream lines(contents(directory / "events.jsonl"));
   int64_t number = 0;
+  const bool whole = trace.storage.kind == TraceStorage::Kind::full;
+  std::vector<std::string> tensors;
   for (std::string line; std::getline(lines, line);) {
     const std::string where = (directory / "events.jsonl").string() + ": line " + std::to_string(++number);
-    trace.events_.push_back(parse_event(parse(line, where), shards, where));
+    const json object = parse(line, where);
+    trace.events_.push_back(parse_event(object, whole, shards, where));
+    tensors.push_back(get<std::string>(object, "tensor", where));
   }
   trace.storage_ = shards.maps();
   check_complete(trace);
+  check_hashes(hash_rule(manifest, trace, manifest_name), trace, tensors);
   return trace;
-}
-
-TraceWriter::TraceWriter(fs::path directory, std::string precision, TraceStorage storage)
-    : directory_(std::move(directory)), precision_(std::move(precision)), storage_(storage) {
-  std::error_code refused;
-  fs::create_directories(directory_, refused);
-  // The manifest is written last: a trace without one is not whole.
-  // What is left of an earlier one, its floor included, does not belong to this.
-  if (!refused) {
-    std::vector<fs::path> old;
-    for (const auto& each : fs::directory_iterator(directory_, refused)) {
-      const std::string name = each.path().filename().string();
-      if (name == "manifest.json" || name == "floor.json" ||
-          (name.starts_with("tensors-") && name.ends_with(".safetensors")))
-        old.push_back(each.path());
-    }
-    for (const fs::path& each : old) fs::remove(each, refused);
-  }
-  lines_.open(directory_ / "events.jsonl", std::ios::binary);
-  if (refused || !lines_)
-    fail(ErrorCode::io, "[{}] create: expected a directory that can be written", directory_.string());
-}
-
-std::string TraceWriter::shard_name() const { return fmt::format("tensors-{:05}.safetensors", shards_); }
-
-void TraceWriter::add(const TraceEvent& event) {
-  const std::string key = tensor_key(event);
-  const int64_t width = event.shape[event.shape.rank() - 1];
-  Pending kept{key, event.shape, {}};
-  const bool whole = kept_whole(storage_, width, event.axes);
-  if (whole) {
-    kept.values.assign(event.values.begin(), event.values.end());
-  } else {
-    kept.values = reduce(event.values, width, storage_);
-    kept.shape[kept.shape.rank() - 1] = storage_.count;
-  }
-  // By hand: a line a tensor, and building JSON values would take longer than computing many of them.
-  lines_ << fmt::format(
-      R"({{"seq":{},"parents":[{}],"phase":"{}","step":{},"chunk":{},"row":{},"pos":[{},{}],"layer":{},)"
-      R"("site":{},"role":"out","axes":"{}","shape":[{}],"width":{},"dtype_stored":"f32","dtype_compute":"{}",)"
-      R"("storage":"{}","tensor":"{}#{}","hash":"{}","stats":{}}})",
-      events_, events_ > 0 ? std::to_string(events_ - 1) : "", event.step == 0 ? "prefill" : "decode",
-      event.step, event.chunk, event.row, event.first_position, event.first_position + event.shape[0],
-      event.layer == kNoLayer ? "null" : std::to_string(event.layer), json(event.site).dump(), event.axes,
-      fmt::join(kept.shape.begin(), kept.shape.end(), ","), width, precision_,
-      whole ? "full" : storage_name(storage_.kind), shard_name(), key, event.hash, statistics(event.values));
-  lines_ << '\n';
-  ++events_;
-  sites_.insert(event.site);
-  bytes_ += kept.values.size() * sizeof(float);
-  pending_.push_back(std::move(kept));
-  if (bytes_ >= kShardBytes) flush();
-}
-
-void TraceWriter::flush() {
-  if (pending_.empty()) return;
-  std::vector<NamedTensor> tensors;
-  for (const Pending& each : pending_) {
-    tensors.push_back({each.key, DType::f32, each.shape, std::as_bytes(std::span(each.values))});
-  }
-  save_tensors(directory_ / shard_name(), tensors);
-  ++shards_;
-  pending_.clear();
-  bytes_ = 0;
-}
-
-void TraceWriter::finish(const Trace& facts) {
-  flush();
-  lines_.close();
-  if (!lines_) fail(ErrorCode::io, "[{}] write: expected room for the events, got none", directory_.string());
-  json rows = json::array();
-  for (const Trace::Sequence& each : facts.sequences) rows.push_back({{"ids", each.ids}, {"fed", each.fed}});
-  const size_t space = facts.engine.find(' ');
-  json storage = {{"kind", storage_name(storage_.kind)}};
-  if (storage_.kind != TraceStorage::Kind::full)
-    storage.update({{"count", storage_.count}, {"seed", storage_.seed}});
-  const json manifest = {
-      {"format", "lockstep-trace"},
-      {"version", kVersion},
-      {"engine", {{"name", facts.engine.substr(0, space)}, {"version", facts.engine.substr(space + 1)}}},
-      {"policy", {{"precision", facts.precision}, {"kv_type", facts.kv_type}}},
-      {"model",
-       {{"architecture", facts.architecture},
-        {"layers", facts.layers},
-        {"config", json::parse(facts.config.empty() ? "{}" : facts.config)},
-        {"unread_keys", facts.unread_keys},
-        {"weights_sha256", facts.weights_sha256}}},
-      {"level", facts.level},
-      {"storage", storage},
-      {"rows", rows},
-      {"sites", sites_}};
-  write_text(directory_ / "manifest.json", manifest.dump(1) + "\n");
-}
-
-void Trace::save(const fs::path& directory) const {
-  TraceWriter writer(directory, precision, {});
-  for (const TraceEvent& event : events_) writer.add(event);
-  writer.finish(*this);
 }
 
 }  // namespace lockstep

@@ -195,7 +195,7 @@ TEST(Diff, OtherWeightsAreSeenBeforeAnyTensor) {
 TEST(Traces, LeaveNothingOfAnEarlierOne) {
   const fs::path folder = fs::path(testing::TempDir()) / ("again-" + std::to_string(::getpid()));
   fs::create_directories(folder);
-  fs::copy(captured("mixtral"), folder, fs::copy_options::overwrite_existing);
+  fs::copy(captured("mixtral"), folder, fs::copy_options::recursive);
   std::ofstream(folder / "tensors-00007.safetensors").close();
   std::ofstream(folder / "notes.txt") << "mine";
   TraceOptions options = follow(Trace::open(captured("mixtral")));

@@ -44,6 +44,13 @@ def main():
         layers = parse_layers(options.layers) if options.layers else None
     except ValueError as error:
         p.error(str(error))
+    from .trace import check_folder
+    try:
+        check_folder(options.out)
+    except ValueError as error:
+        p.error(f"-o: {error}")
+    if options.follow and options.out.exists() and options.follow.exists() and options.out.samefile(options.follow):
+        p.error("-o: expected another folder than --follow")
     if options.steps < 0:
         p.error(f"--steps: expected 0 or more, got {options.steps}")
     if not Path(options.model).exists():
@@ -100,20 +107,26 @@ def capture(path, prompts, steps, level, out, floor, name="transformers", kept=N
     def wanted(layer, site):
         return site in LEVELS[level] and (layers is None or layer in layers)
 
-    for row, prompt in enumerate(prompts):
-        def sink(phase, step, position, layer, site, x):
-            if wanted(layer, site):
-                seen.add(site)
-                writer.add(phase, step, row, position, layer, site, x)
-        fed = engine.run(model, taps, prompt, steps if isinstance(steps, int) else steps[row], sink)
-        rows.append({"ids": list(map(int, prompt)), "fed": fed})
-    if not writer.seq:
-        sys.exit(f"{out}: no site of level {level} lies in these layers")
-    writer.finish({**engine.facts(path, model, taps), "level": level, "rows": rows, "sites": sorted(seen)})
+    try:
+        for row, prompt in enumerate(prompts):
+            def sink(phase, step, position, layer, site, x):
+                if wanted(layer, site):
+                    seen.add(site)
+                    writer.add(phase, step, row, position, layer, site, x)
+            fed = engine.run(model, taps, prompt, steps if isinstance(steps, int) else steps[row], sink)
+            rows.append({"ids": list(map(int, prompt)), "fed": fed})
+        if not writer.seq:
+            sys.exit(f"{out}: no site of level {level} lies in these layers")
+        facts = engine.facts(path, model, taps)
+        writer.finish({**facts, "level": level, "rows": rows, "sites": sorted(seen)})
+    except BaseException:
+        writer.discard()
+        raise
     if floor:
         from . import floor as noise
+        about = {key: facts["model"][key] for key in ("architecture", "layers", "weights_sha256")}
         floors = noise.measure(model, taps, [(r["ids"], r["fed"]) for r in rows], wanted)
-        (Path(out) / "floor.json").write_text(json.dumps({"format": "lockstep-floor", "version": 1, "policies": floors}) + "\n")
+        (Path(out) / "floor.json").write_text(json.dumps({"format": "lockstep-floor", "version": 1, "model": about, "policies": floors}) + "\n")
     print(f"{out}: {len(rows)} sequences, {writer.seq} tensors")
 
 

@@ -1,6 +1,8 @@
 """Writing a trace directory: manifest.json, events.jsonl, tensors-*.safetensors (docs/trace-format.md)."""
 import hashlib
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from safetensors.numpy import save_file
 from . import storage
 
 VERSION = 1
+HASH = "sha256-16"   # the first digits of SHA-256 of the bytes kept: lockstep checks them
 # In causal order: outside layers, within a layer, outside again.
 BEFORE = ["embed"]
 LAYER = ["attn_norm", "q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "q_rope", "k_rope", "k_cache", "v_cache", "scores",
@@ -36,14 +39,28 @@ def statistics(x):
             "rms": float(np.sqrt(np.square(finite).mean())) if finite.size else 0.0}
 
 
+def is_part(file):
+    """What a trace consists of; the rest of its folder is the user's."""
+    return file.name in ("manifest.json", "events.jsonl", "floor.json") or file.match("tensors-*.safetensors")
+
+
+def check_folder(folder):
+    """Raises ValueError for a folder of other files, which a trace must not be mixed with."""
+    manifest = folder / "manifest.json"
+    earlier = manifest.is_file() and "lockstep-trace" in manifest.read_text(errors="replace")
+    if folder.exists() and not earlier and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"{folder}: expected a new or empty folder or an earlier trace, got other files")
+
+
 class Writer:
-    """Streams events to a directory; tensors are kept for at most one shard. `kept`: storage.FULL, or what else of each row."""
+    """Streams events to a folder beside `folder`, which takes its place when the trace is whole; tensors are kept for at most one
+    shard. `kept`: storage.FULL, or what else of each row."""
 
     def __init__(self, folder, kept=storage.FULL):
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for old in [*self.folder.glob("tensors-*.safetensors"), *map(self.folder.joinpath, ("events.jsonl", "manifest.json", "floor.json"))]:
-            old.unlink(missing_ok=True)
+        self.place = Path(folder)
+        check_folder(self.place)
+        self.folder = self.place.with_name(f"{self.place.name}.partial-{os.getpid()}")
+        self.folder.mkdir(parents=True)
         self.events = open(self.folder / "events.jsonl", "w")
         self.kept = kept
         self.pending, self.bytes, self.shard, self.seq = {}, 0, 0, 0
@@ -74,9 +91,20 @@ class Writer:
             save_file(self.pending, self.folder / f"tensors-{self.shard:05d}.safetensors")
             self.pending, self.bytes, self.shard = {}, 0, self.shard + 1
 
+    def discard(self):
+        """Removes what is not finished."""
+        self.events.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def finish(self, manifest):
-        """The manifest is written last: a trace without one is not whole."""
+        """Puts the trace in its place. The manifest comes last: a trace without one is not whole."""
         self.flush()
         self.events.close()
-        whole = {"format": "lockstep-trace", "version": VERSION, "storage": self.kept.manifest(), **manifest}
+        whole = {"format": "lockstep-trace", "version": VERSION, "hash": HASH, "storage": self.kept.manifest(), **manifest}
         (self.folder / "manifest.json").write_text(json.dumps(whole, indent=1) + "\n")
+        self.place.mkdir(parents=True, exist_ok=True)
+        for old in sorted(filter(is_part, self.place.iterdir()), key=lambda f: f.name != "manifest.json"):
+            old.unlink()
+        for new in sorted(self.folder.iterdir(), key=lambda f: f.name == "manifest.json"):
+            new.rename(self.place / new.name)
+        self.folder.rmdir()

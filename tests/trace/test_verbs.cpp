@@ -1,0 +1,105 @@
+// Exit statuses of the verbs: 0 within, 1 divergent, 2 cannot conclude, 3 usage or output.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+
+#include "support/traces.h"
+
+namespace lockstep {
+namespace {
+
+namespace fs = std::filesystem;
+using test::captured;
+using test::model_of;
+
+class Verbs : public testing::Test {
+ protected:
+  void SetUp() override {
+    fs::remove_all(folder_);
+    fs::create_directories(folder_);
+    fs::create_directory_symlink(model_of(""), folder_ / "models");
+    fs::create_directory_symlink(captured(""), folder_ / "traces");
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  // Exit status of `lockstep COMMAND`, run in the folder; `said`: what it wrote.
+  int run(const std::string& command, std::string to = {}) {
+    if (to.empty()) to = "output";
+    const int status = std::system(
+        ("cd '" + folder_.string() + "' && '" + LOCKSTEP_BINARY + "' " + command + " > " + to + " 2> errors")
+            .c_str());
+    said_ = text("output") + text("errors");
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  }
+  std::string text(const std::string& file) const {
+    std::ifstream stream(folder_ / file);
+    return {std::istreambuf_iterator<char>(stream), {}};
+  }
+  bool said(const std::string& part) const { return said_.find(part) != std::string::npos; }
+
+  fs::path folder_ = fs::path(testing::TempDir()) / ("verbs-" + std::to_string(::getpid()));
+  std::string said_;
+};
+
+TEST_F(Verbs, OutputThatIsLostDecidesNothing) {
+  for (const char* command : {"diff traces/llama traces/llama", "replay -m models/llama traces/llama",
+                              "bisect -m models/llama traces/llama --inject rope-interleaved",
+                              "trace --validate traces/llama", "trace --inject list"}) {
+    EXPECT_EQ(run(command, "/dev/full"), 3) << command;
+    EXPECT_TRUE(said("[stdout] write")) << said_;
+  }
+}
+
+TEST_F(Verbs, FaultsWithoutEffectAreUsage) {
+  const std::string ids = "--ids 1,2,3";
+  for (const std::string& command :
+       {"trace -m models/llama " + ids + " -o out --inject router-top-1",
+        "trace -m models/llama " + ids + " -o out --inject kv-lost-in-decode",
+        "trace -m models/llama " + ids + " -o out --inject embedding-scale@layer=1",
+        std::string("replay -m models/llama traces/llama --inject router-top-1"),
+        std::string("bisect -m models/llama traces/llama --inject window-missing"),
+        std::string("check -m models/llama --inject rows-share-keys")}) {
+    EXPECT_EQ(run(command), 3) << command;
+    EXPECT_TRUE(said("[inject]")) << said_;
+    EXPECT_FALSE(fs::exists(folder_ / "out"));
+  }
+  EXPECT_EQ(run("trace -m models/llama " + ids + " --steps 1 -o out --inject kv-lost-in-decode"), 0) << said_;
+}
+
+TEST_F(Verbs, UsageIsNeverInconclusive) {
+  EXPECT_EQ(run("trace -m models/llama --ids 1 --steps 100000 -o out"), 3) << said_;
+  EXPECT_EQ(run("trace -m models/llama/model.safetensors --ids 1 -o out"), 3) << said_;
+  EXPECT_EQ(run("bisect -m models/llama/model.safetensors traces/llama"), 3) << said_;
+  EXPECT_EQ(run("replay -m models/llama/config.json traces/llama"), 3) << said_;
+  EXPECT_EQ(run("trace -m models/llama --ids 1 -c 4 -o out"), 3) << said_;
+  EXPECT_EQ(run("replay -m models/llama traces/llama -c 4"), 3) << said_;
+}
+
+TEST_F(Verbs, ATraceDoesNotReplaceWhatItFollows) {
+  ASSERT_EQ(run("trace -m models/llama --ids 1,2 -o mine"), 0);
+  const std::string before = text("mine/manifest.json");
+  EXPECT_EQ(run("trace -m models/llama --follow mine -o mine/"), 3);
+  EXPECT_TRUE(said("expected another directory than --follow")) << said_;
+  EXPECT_EQ(text("mine/manifest.json"), before);
+}
+
+TEST_F(Verbs, NothingToBundleIsSaid) {
+  EXPECT_EQ(run("replay -m models/mistral traces/mixtral --bundle b.safetensors"), 2) << said_;
+  EXPECT_TRUE(said("the models differ: mistral, and mixtral")) << said_;
+  EXPECT_FALSE(fs::exists(folder_ / "b.safetensors"));
+}
+
+TEST_F(Verbs, RoundingWithoutAFloorIsInconclusive) {
+  ASSERT_EQ(run("trace -m models/llama --ids 1,2,3 -o reference"), 0);
+  ASSERT_EQ(run("trace -m models/llama --follow reference --precision exact --kv-type f16 -o mine"), 0);
+  EXPECT_EQ(run("diff mine reference"), 2);
+  EXPECT_TRUE(said("no floor for policy exact/f16: measure one")) << said_;
+}
+
+}  // namespace
+}  // namespace lockstep
