@@ -176,7 +176,7 @@ std::string policy_summary(const std::string& policy) {
   const std::string kv = slash == std::string::npos ? "f32" : policy.substr(slash + 1);
   std::string text = precision == "q8"      ? "inputs of products rounded to 8 bits per block of 32"
                      : precision == "bf16"  ? "inputs of products rounded to 16-bit floats"
-                     : precision == "fast"  ? "inputs of some products rounded to 8 bits per block of 32"
+                     : precision == "fast"  ? "inputs of some products rounded to 8 bits per 16"
                      : precision == "exact" ? "inputs of products in 16-bit fixed point"
                                             : "f32 throughout";
   if (kv != "f32") text += ", keys and values in " + kv;

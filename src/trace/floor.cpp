@@ -40,6 +40,10 @@ Floor::Floor(const std::filesystem::path& file, const std::string& policy) : pol
       tables_[name] = {table.at("prefill").get<std::map<std::string, double>>(),
                        table.at("decode").get<std::map<std::string, double>>()};
     }
+    // `fast` rounds some inputs to 8 bits per 16 and the others to 16: never more than q8 does.
+    for (const std::string kv : {"/f32", "/f16"}) {
+      if (tables_.contains("q8" + kv)) tables_.try_emplace("fast" + kv, tables_.at("q8" + kv));
+    }
     if (const auto model = data.find("model"); model != data.end()) {
       architecture_ = model->at("architecture").get<std::string>();
       layers_ = model->at("layers").get<int64_t>();

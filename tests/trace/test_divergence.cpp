@@ -98,7 +98,8 @@ TEST(Diff, CleanRunsOfEveryPolicyRaiseNoAlarm) {
     for (const auto& [precision, kv] : {std::pair(Precision::f32, KvType::f32),
                                         {Precision::f32, KvType::f16},
                                         {Precision::exact, KvType::f32},
-                                        {Precision::exact, KvType::f16}}) {
+                                        {Precision::exact, KvType::f16},
+                                        {Precision::fast, KvType::f16}}) {
       const std::string policy = std::string(precision_name(precision)) + "/" + std::string(kv_type_name(kv));
       const Floor floor(entry.path() / "floor.json", policy);
       for (const kernels::Table* table : kernels::available()) {
@@ -109,9 +110,11 @@ TEST(Diff, CleanRunsOfEveryPolicyRaiseNoAlarm) {
           options.model.threads = threads;
           options.kv_type = kv;
           const DiffReport report = diff(record_trace(model_of(name), options), reference, floor);
-          EXPECT_EQ(report.verdict, Verdict::within)
+          // On models this small 8 bits are so coarse that some sites cannot be judged.
+          const bool coarse = precision == Precision::fast && report.verdict == Verdict::inconclusive;
+          EXPECT_TRUE(report.verdict == Verdict::within || coarse)
               << name << " " << policy << " " << table->isa << ": " << report.reason;
-          EXPECT_EQ(report.compared, report.expected);
+          EXPECT_TRUE(report.compared == report.expected || coarse);
           ++runs;
         }
       }
