@@ -161,7 +161,8 @@ double telling_error(const SiteScore& first, const Joined& mine, const Joined& t
 }
 
 // The least error that a successor has if the first was computed with: a tenth of what sums carry, and of the
-// error itself a twentieth in products and a hundredth in attention, which real faults were never seen below.
+// error itself a twentieth in products and a hundredth in attention and routing. Starting values on the low
+// side: above them a real fault would pass for a wrong capture.
 double least_inherited(const SiteScore& first, const Joined& mine, const Joined& theirs, const Joined& next,
                        Path path) {
   if (path == Path::sum) return 0.1 * carried(mine, theirs, next);
