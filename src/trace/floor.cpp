@@ -41,8 +41,9 @@ Floor::Floor(const std::filesystem::path& file, const std::string& policy) : pol
                        table.at("decode").get<std::map<std::string, double>>()};
     }
     // `fast` rounds some inputs to 8 bits per 16 and the others to 16: never more than q8 does.
-    for (const std::string kv : {"/f32", "/f16"}) {
-      if (tables_.contains("q8" + kv)) tables_.try_emplace("fast" + kv, tables_.at("q8" + kv));
+    if (policy.starts_with("fast/") && !tables_.contains(policy)) {
+      const auto q8 = tables_.find("q8" + policy.substr(4));
+      if (q8 != tables_.end()) tables_[policy] = q8->second;
     }
     if (const auto model = data.find("model"); model != data.end()) {
       architecture_ = model->at("architecture").get<std::string>();
