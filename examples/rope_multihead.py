@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The twin of rope_multihead.cpp on mlx: the same input, the same lines.
 
-    pip install mlx numpy
+    pip install 'mlx[cpu]' numpy
     diff <(build/examples/rope_multihead) <(python examples/rope_multihead.py)
 
 "same" is exact in lockstep; mlx may round another way for another shape, so here it is to 6 digits.

@@ -177,7 +177,10 @@ inline B broadcast_quad(const int8_t* x) {
 }
 inline Dot dot(Dot sum, B codes, B x) {
   for (int lane = 0; lane < 16; ++lane) {
-    for (int i = 0; i < 4; ++i) sum.v[lane] += codes.v[4 * lane + i] * static_cast<int8_t>(x.v[i]);
+    uint32_t total = static_cast<uint32_t>(sum.v[lane]);  // wraps, as vectors do
+    for (int i = 0; i < 4; ++i)
+      total += static_cast<uint32_t>(codes.v[4 * lane + i] * static_cast<int8_t>(x.v[i]));
+    sum.v[lane] = static_cast<int32_t>(total);
   }
   return sum;
 }

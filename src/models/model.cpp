@@ -4,6 +4,7 @@
 #include <cctype>
 #include <future>
 #include <string>
+#include <system_error>
 
 #include "kernels/kernels.h"
 #include "lockstep/checkpoint.h"

@@ -83,7 +83,7 @@ std::vector<Tensor> linear(const Tensor& x, std::initializer_list<const Linear*>
   std::vector<Product> products;
   for (const Linear* layer : layers) {
     Tensor& y = results.emplace_back(Shape{rows, layer->out_features()});
-    const InputForm form = input_form(runtime, *layer->weight, layer->role);
+    const InputForm form = input_form(runtime, layer->weight->matrix(), layer->role);
     activations.prepare(form);
     products.push_back({&layer->weight->matrix(), &activations, form, 0, rows, y.data()});
   }

@@ -46,11 +46,12 @@ Dispatch dispatch(const Tensor& weights) {
 // One product for each expert that has rows. x: the pairs' rows; y: [pairs, out].
 void add_products(const Dispatch& plan, const Runtime& runtime, const quant::PackedWeight& weight, Role role,
                   Activations& x, Tensor& y, std::vector<Product>& products) {
-  const InputForm form = input_form(runtime, weight, role);
-  x.prepare(form);
   for (int64_t e = 0; e < weight.experts(); ++e) {
     const int64_t rows = plan.first[e + 1] - plan.first[e];
     if (rows == 0) continue;
+    // Experts may be stored differently.
+    const InputForm form = input_form(runtime, weight.matrix(e), role);
+    x.prepare(form);
     products.push_back({&weight.matrix(e), &x, form, plan.first[e], rows, y.row(plan.first[e])});
   }
 }

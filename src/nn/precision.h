@@ -20,21 +20,20 @@ enum class InputForm : uint8_t {
   bf16,
 };
 
-/// The policy of `fast`: 8 bits where that does little harm. Keys and values are kept for the whole context,
+/// The policy of `fast` for weights of integers: 8 bits where that does little harm. Keys and values are kept for the whole context,
 /// what leaves `down` goes into the residual stream as it is, a router decides, and the head is the last
 /// word.
 constexpr bool takes_8_bits(Role role) {
   return role == Role::q || role == Role::o || role == Role::gate || role == Role::up;
 }
 
-inline InputForm input_form(const Runtime& runtime, const quant::PackedWeight& weight, Role role) {
-  const DType dtype = weight.matrix().dtype;
+/// bf16 weights take bf16 in `fast`, the router's excepted, where the processor has products of them.
+inline InputForm input_form(const Runtime& runtime, const quant::PanelMatrix& weight, Role role) {
   if (runtime.precision == Precision::f32) return InputForm::f32;
-  if (quant::code_format(dtype).bits > 0) {
-    return runtime.precision == Precision::fast && takes_8_bits(role) ? InputForm::fixed8
-                                                                      : InputForm::fixed16;
-  }
-  const bool pairs = runtime.precision == Precision::fast && dtype == DType::bf16 && role != Role::router &&
+  const bool fast = runtime.precision == Precision::fast;
+  if (quant::code_format(weight.dtype).bits > 0)
+    return fast && takes_8_bits(role) ? InputForm::fixed8 : InputForm::fixed16;
+  const bool pairs = fast && weight.dtype == DType::bf16 && role != Role::router &&
                      runtime.kernels->linear_bf16 != nullptr;
   return pairs ? InputForm::bf16 : InputForm::f32;
 }

@@ -6,6 +6,9 @@
 #include <cmath>
 #include <fstream>
 #include <string>
+#include <system_error>
+
+#include "tensor/fail.h"
 
 namespace lockstep {
 namespace {
@@ -37,10 +40,19 @@ int usable_threads() {
 
 Pool::Pool(int threads) {
   const int count = threads > 0 ? threads : usable_threads();
-  for (int i = 1; i < count; ++i) workers_.emplace_back([this] { worker_loop(); });
+  try {
+    for (int i = 1; i < count; ++i) workers_.emplace_back([this] { worker_loop(); });
+  } catch (const std::system_error&) {
+    const int made = this->threads();
+    stop();
+    fail(ErrorCode::invalid_argument, "[threads] number: expected one that the system allows, got {} of {}", made,
+         count);
+  }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { stop(); }
+
+void Pool::stop() {
   stop_ = true;
   generation_.fetch_add(2);
   generation_.notify_all();

@@ -18,6 +18,7 @@ namespace lockstep {
 class Pool {
  public:
   /// `threads` includes the calling one; 0 chooses from the machine (affinity, cgroup quota).
+  /// Error `invalid_argument` if the system does not allow as many.
   explicit Pool(int threads = 0);
   ~Pool();
   Pool(const Pool&) = delete;
@@ -32,6 +33,7 @@ class Pool {
  private:
   void work(const std::function<void(int64_t)>& job, int64_t chunks);
   void worker_loop();
+  void stop();
 
   std::vector<std::thread> workers_;
   std::mutex callers_;  // one job at a time

@@ -118,14 +118,16 @@ def capture(path, prompts, steps, level, out, floor, name="transformers", kept=N
         if not writer.seq:
             sys.exit(f"{out}: no site of level {level} lies in these layers")
         facts = engine.facts(path, model, taps)
+        if floor:
+            from . import floor as noise
+            print("measuring the noise floor, several times as long as the capture", file=sys.stderr)
+            about = {key: facts["model"][key] for key in ("architecture", "layers", "weights_sha256")}
+            floors = noise.measure(model, taps, [(r["ids"], r["fed"]) for r in rows], wanted)
         writer.finish({**facts, "level": level, "rows": rows, "sites": sorted(seen)})
     except BaseException:
         writer.discard()
         raise
     if floor:
-        from . import floor as noise
-        about = {key: facts["model"][key] for key in ("architecture", "layers", "weights_sha256")}
-        floors = noise.measure(model, taps, [(r["ids"], r["fed"]) for r in rows], wanted)
         (Path(out) / "floor.json").write_text(json.dumps({"format": "lockstep-floor", "version": 1, "model": about, "policies": floors}) + "\n")
     print(f"{out}: {len(rows)} sequences, {writer.seq} tensors")
 

@@ -37,13 +37,13 @@ inline void store_part(float* p, int64_t count, F x) {
   std::memcpy(p, lanes, static_cast<size_t>(count) * sizeof(float));
 }
 
-// Sum of 16 integers below 2^24 in size: exact in any order.
-inline int32_t sum_int(I x) {
+// Minus the sum of 16 integers: exact in any order, and wrapping where values are not finite.
+inline int32_t minus_sum_int(I x) {
   int32_t lanes[kLanes];
   store_int(lanes, x);
-  int32_t total = 0;
-  for (int i = 0; i < kLanes; ++i) total += lanes[i];
-  return total;
+  uint32_t total = 0;
+  for (int i = 0; i < kLanes; ++i) total -= static_cast<uint32_t>(lanes[i]);
+  return static_cast<int32_t>(total);
 }
 
 // Values over their scale as integers, |n| <= most; the scale in `scale`.
@@ -57,9 +57,11 @@ inline void quantise(const F (&values)[kCount], float most, I (&integers)[kCount
   }
   const float peak = largest(peaks);
   *scale = peak / most + sum(finite);
-  const F inverse = set1(peak > 0 ? most / peak : 0.0F);
+  // The quotient of the tiniest peaks would be infinite.
+  const float lift = peak < 0x1p-64F ? 0x1p64F : 1.0F;
+  const F inverse = set1(peak > 0 ? most / (peak * lift) : 0.0F);
   for (int i = 0; i < kCount; ++i)
-    integers[i] = round_to_int(min(set1(most), max(set1(-most), values[i] * inverse)));
+    integers[i] = round_to_int(min(set1(most), max(set1(-most), values[i] * set1(lift) * inverse)));
 }
 
 void to_fixed16(const float* x, int64_t columns, Fixed16* blocks) {
@@ -72,9 +74,10 @@ void to_fixed16(const float* x, int64_t columns, Fixed16* blocks) {
       const I top = shift_right(integers[half] + set1_int(128), 8);
       store_bytes(blocks->high + 16 * half, top);
       store_bytes(blocks->low + 16 * half, integers[half] - shift_left(top, 8));
-      blocks->minus_sum[half] = -sum_int(integers[half]);
+      blocks->minus_sum[half] = minus_sum_int(integers[half]);
     }
-    blocks->minus_sum[2] = blocks->minus_sum[0] + blocks->minus_sum[1];
+    blocks->minus_sum[2] = static_cast<int32_t>(static_cast<uint32_t>(blocks->minus_sum[0]) +
+                                                static_cast<uint32_t>(blocks->minus_sum[1]));
   }
 }
 
@@ -86,7 +89,7 @@ void to_fixed8(const float* x, int64_t columns, Fixed8* blocks) {
       I integers[1];
       quantise(part, 127.0F, integers, &blocks->scale[half]);
       store_bytes(blocks->high + 16 * half, integers[0]);
-      blocks->minus_sum[half] = -sum_int(integers[0]);
+      blocks->minus_sum[half] = minus_sum_int(integers[0]);
     }
   }
 }

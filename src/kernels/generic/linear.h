@@ -171,7 +171,6 @@ inline void multiply_block(F (&acc)[P][R], const quant::PanelMatrix& w, const st
   constexpr int kParts = kWeightScales > Wide::kScales ? kWeightScales : Wide::kScales;
   const std::byte* codes[P];
   for (int p = 0; p < P; ++p) codes[p] = Format::codes(units[p], w, s);
-  F scales[P];
   F together[P][R];  // of the halves of a block, where the weights have one scale
   for (int part = 0; part < kParts; ++part) {
     I sums[P][R];
@@ -182,10 +181,9 @@ inline void multiply_block(F (&acc)[P][R], const quant::PanelMatrix& w, const st
       for (int p = 0; p < P; ++p) sums[p][r] = start;
     }
     code_sums<Wide, Format::kBits, 8 / kParts>(sums, codes, part * 8 / kParts, x);
-    if (part == 0 || kWeightScales == 2) {
-      for (int p = 0; p < P; ++p)
-        scales[p] = Format::scale(units[p], s * kWeightScales + (kWeightScales == 2 ? part : 0));
-    }
+    F scales[P];
+    for (int p = 0; p < P; ++p)
+      scales[p] = Format::scale(units[p], s * kWeightScales + (kWeightScales == 2 ? part : 0));
     for (int r = 0; r < R; ++r) {
       const F x_scale = set1(Wide::scale(*x[r], part));
       for (int p = 0; p < P; ++p) {
