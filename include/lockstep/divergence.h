@@ -152,8 +152,8 @@ class Floor {
   /// Of one site, in both phases.
   Floor(const std::string& name, double value);
   Floor() = default;
-  /// Never below 2^-23 sqrt(width), the rounding of one sum of that length; sixteen times that where nothing was
-  /// measured.
+  /// Never below 2^-23 sqrt(width), the rounding of one sum of that length; sixteen times that where nothing
+  /// was measured.
   double at(bool decode, const std::string& name, int64_t width) const;
   /// Whether a site was measured; without a policy all stand at the least.
   bool knows(bool decode, const std::string& name) const;

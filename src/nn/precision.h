@@ -20,9 +20,9 @@ enum class InputForm : uint8_t {
   bf16,
 };
 
-/// The policy of `fast` for weights of integers: 8 bits where that does little harm. Keys and values are kept for the whole context,
-/// what leaves `down` goes into the residual stream as it is, a router decides, and the head is the last
-/// word.
+/// The policy of `fast` for weights of integers: 8 bits where that does little harm. Keys and values are kept
+/// for the whole context, what leaves `down` goes into the residual stream as it is, a router decides, and
+/// the head is the last word.
 constexpr bool takes_8_bits(Role role) {
   return role == Role::q || role == Role::o || role == Role::gate || role == Role::up;
 }
@@ -33,8 +33,8 @@ inline InputForm input_form(const Runtime& runtime, const quant::PanelMatrix& we
   const bool fast = runtime.precision == Precision::fast;
   if (quant::code_format(weight.dtype).bits > 0)
     return fast && takes_8_bits(role) ? InputForm::fixed8 : InputForm::fixed16;
-  const bool pairs = fast && weight.dtype == DType::bf16 && role != Role::router &&
-                     runtime.kernels->linear_bf16 != nullptr;
+  const bool pairs =
+      fast && weight.dtype == DType::bf16 && role != Role::router && runtime.kernels->linear_bf16 != nullptr;
   return pairs ? InputForm::bf16 : InputForm::f32;
 }
 

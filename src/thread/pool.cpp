@@ -45,8 +45,8 @@ Pool::Pool(int threads) {
   } catch (const std::system_error&) {
     const int made = this->threads();
     stop();
-    fail(ErrorCode::invalid_argument, "[threads] number: expected one that the system allows, got {} of {}", made,
-         count);
+    fail(ErrorCode::invalid_argument, "[threads] number: expected one that the system allows, got {} of {}",
+         made, count);
   }
 }
 

@@ -67,8 +67,8 @@ TEST(SparseMoe, ExpertsMayBeStoredDifferently) {
       for (const Precision precision : {Precision::f32, Precision::exact, Precision::fast}) {
         const nn::Runtime runtime{table, &pool, precision};
         Taps none;
-        Tensor out = nn::sparse_moe(x, {&runtime, nn::Role::router, gate, {}}, {&runtime, weight, weight, weight},
-                                    2, 0, none);
+        Tensor out = nn::sparse_moe(x, {&runtime, nn::Role::router, gate, {}},
+                                    {&runtime, weight, weight, weight}, 2, 0, none);
         if (truth.empty()) truth = out.clone();
         double error = 0, size = 0;
         for (size_t i = 0; i < truth.values().size(); ++i) {
