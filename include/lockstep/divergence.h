@@ -56,6 +56,12 @@ class Trace {
     std::vector<int32_t> ids;  ///< prompt
     std::vector<int32_t> fed;  ///< one token a decode step
   };
+  /// A choice of experts of the engine's that was set aside for the one of the reference it followed.
+  struct Tie {
+    int step = 0, row = 0, layer = 0;
+    int64_t position = 0;
+    std::vector<int> experts;  ///< chosen, ascending
+  };
   std::string engine;  ///< "transformers 5.23.0"
   std::string architecture;
   std::string precision = "f32";
@@ -65,6 +71,7 @@ class Trace {
   TraceStorage storage;
   std::string where;  ///< its directory, or what else to call it
   std::vector<Sequence> sequences;
+  std::vector<Tie> ties;           ///< in causal order
   std::vector<std::string> sites;  ///< declared
   std::string config;              ///< JSON, as the engine read it
   std::vector<std::string> unread_keys;
@@ -102,47 +109,6 @@ const std::vector<Fault>& faults();
 /// "NAME", or "NAME@layer=3" for one layer only. Error `invalid_argument` naming those there are.
 Fault find_fault(const std::string& name);
 
-struct TraceOptions {
-  std::vector<Trace::Sequence> sequences;  ///< `fed` empty: greedy tokens
-  int64_t steps = 0;                       ///< decode steps, where nothing is fed
-  int64_t chunk = 0;                       ///< most rows of a sequence in one pass of prefill; 0: all
-  int level = 2;
-  TraceStorage storage;                       ///< of what is written to disk
-  std::optional<std::pair<int, int>> layers;  ///< only the sites of these, first and last
-  ModelOptions model{
-      .precision = Precision::f32, .isa = {}, .threads = 0, .config_patch = {}, .progress = {}};
-  KvType kv_type = KvType::f32;
-  std::string fault;       ///< one to inject, as find_fault reads it; empty: none
-  bool checksums = false;  ///< note those of the weight files, so that other weights are told from faults
-};
-/// Runs our engine and keeps every site of the level.
-Trace record_trace(const std::filesystem::path& model, const TraceOptions& options);
-/// The same, written as it is made: memory holds no more than 64 MB of it. Returns the number of tensors.
-int64_t record_trace_to(const std::filesystem::path& directory, const std::filesystem::path& model,
-                        const TraceOptions& options);
-/// Computes wrongly while text is generated: an observer for one session, and the patch its model must be
-/// loaded with (ModelOptions::config_patch).
-class FaultObserver : public Observer {
- public:
-  FaultObserver(const std::string& fault, const std::filesystem::path& model);
-  ~FaultObserver() override;
-  const std::string& config_patch() const;
-  void observe(int layer, Site site, Tensor& tensor) override;
-  Interest inner(Site site) const override;
-
- private:
-  struct State;
-  std::unique_ptr<State> state_;
-};
-
-/// Whether a fault can act on this model and these sequences, and if not, why.
-std::optional<std::string> cannot_act(const Fault& fault, const std::filesystem::path& model,
-                                      const TraceOptions& options);
-/// Error `invalid_argument` with the reason if it cannot: a run without effect would pass for a clean one.
-/// `fault`: as find_fault reads it; empty: none.
-void require_acting(const std::string& fault, const std::filesystem::path& model,
-                    const TraceOptions& options);
-
 /// How far correct implementations are apart, by phase and site.
 class Floor {
  public:
@@ -173,6 +139,55 @@ class Floor {
   int64_t layers_ = 0;
   std::map<std::string, std::string> weights_sha256_;
 };
+/// As a reference chose experts, so are ties of our router settled; both must outlive what is recorded by
+/// them.
+struct TieRule {
+  const Trace* reference = nullptr;
+  const Floor* floor = nullptr;
+};
+
+struct TraceOptions {
+  std::vector<Trace::Sequence> sequences;  ///< `fed` empty: greedy tokens
+  int64_t steps = 0;                       ///< decode steps, where nothing is fed
+  int64_t chunk = 0;                       ///< most rows of a sequence in one pass of prefill; 0: all
+  int level = 2;
+  TraceStorage storage;                       ///< of what is written to disk
+  std::optional<std::pair<int, int>> layers;  ///< only the sites of these, first and last
+  ModelOptions model{
+      .precision = Precision::f32, .isa = {}, .threads = 0, .config_patch = {}, .progress = {}};
+  KvType kv_type = KvType::f32;
+  std::string fault;            ///< one to inject, as find_fault reads it; empty: none
+  std::optional<TieRule> ties;  ///< of a reference of the same tokens
+  bool checksums = false;  ///< note those of the weight files, so that other weights are told from faults
+};
+/// Runs our engine and keeps every site of the level.
+Trace record_trace(const std::filesystem::path& model, const TraceOptions& options);
+/// The same, written as it is made: memory holds no more than 64 MB of it. Returns the number of tensors.
+int64_t record_trace_to(const std::filesystem::path& directory, const std::filesystem::path& model,
+                        const TraceOptions& options);
+/// Computes wrongly while text is generated: an observer for one session, and the patch its model must be
+/// loaded with (ModelOptions::config_patch).
+class FaultObserver : public Observer {
+ public:
+  FaultObserver(const std::string& fault, const std::filesystem::path& model);
+  ~FaultObserver() override;
+  const std::string& config_patch() const;
+  void observe(int layer, Site site, Tensor& tensor) override;
+  Interest inner(Site site) const override;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+/// Whether a fault can act on this model and these sequences, and if not, why.
+std::optional<std::string> cannot_act(const Fault& fault, const std::filesystem::path& model,
+                                      const TraceOptions& options);
+/// Error `invalid_argument` with the reason if it cannot: a run without effect would pass for a clean one.
+/// `fault`: as find_fault reads it; empty: none.
+void require_acting(const std::string& fault, const std::filesystem::path& model,
+                    const TraceOptions& options);
+
 /// "f32/f16" in words.
 std::string policy_summary(const std::string& policy);
 
@@ -221,9 +236,11 @@ struct DiffReport {
 
 /// Beyond this many times the floor a site is divergent (noisy from 1, suspicious from 4).
 inline constexpr double kBand = 16;
-/// A site is judged by no larger floor, so that an error of half its size is always beyond the band; where
-/// the floor is more than twice as large, correct computations are too far apart to judge by.
+/// A site is judged by no larger floor, so that an error of half its size is always beyond the band.
 inline constexpr double kMostFloor = 0.5 / kBand;
+/// Where the floor is larger than this, correct computations are too far apart to judge by: half the size is
+/// then less than four times as far.
+inline constexpr double kCoarsestFloor = 0.125;
 
 /// floor.json of one policy: for each site the largest error of the variants, all of them correct
 /// computations; what looks otherwise is said under `warnings`. Error `invalid_argument` if they are of other

@@ -78,6 +78,18 @@ std::pair<int, int> parse_layers(const std::string& text) {
   return {first, last};
 }
 
+// Reads the floor beside a reference; false: there is none of this policy.
+bool measured(const std::filesystem::path& reference, const ModelFlags& flags, Floor& floor) {
+  try {
+    if (!std::filesystem::exists(reference / "floor.json")) return false;
+    floor = Floor(reference / "floor.json", flags.precision + "/" + flags.kv_type);
+    return true;
+  } catch (const Error& error) {
+    if (error.code() == ErrorCode::invalid_argument) return false;
+    throw;
+  }
+}
+
 void run_trace(const TraceFlags& flags) {
   if (flags.fault == "list") return list_faults();
   if (!flags.validate.empty()) {
@@ -102,13 +114,16 @@ void run_trace(const TraceFlags& flags) {
   options.storage = parse_storage(flags.store, flags.seed);
   if (!flags.layers.empty()) options.layers = parse_layers(flags.layers);
   options.checksums = true;
+  Trace followed;
+  Floor floor;
   if (flags.follow) {
     std::error_code unknown;
     if (std::filesystem::equivalent(*flags.follow, flags.out, unknown))
       throw Error(ErrorCode::invalid_argument,
                   "[" + flags.out + "] -o: expected another directory than --follow");
-    const Trace followed = Trace::open(*flags.follow);
+    followed = Trace::open(*flags.follow);
     options.sequences = followed.sequences;
+    if (measured(*flags.follow, flags.model, floor)) options.ties = {&followed, &floor};
     options.level = flags.level.value_or(followed.level);
   } else if (flags.prompt) {
     options.sequences = {{encode_prompt(*Model::load(path), *flags.prompt, {}, false), {}}};

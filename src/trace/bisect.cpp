@@ -94,6 +94,7 @@ DiffReport bisect(const std::filesystem::path& path, const TraceOptions& options
   TraceOptions coarse = options;
   coarse.sequences = reference.sequences;
   coarse.level = 1;
+  coarse.ties = {&reference, &floor};
   coarse.checksums = true;
   const Trace ours = record_trace(path, coarse);
   const std::set<std::string> between(ours.sites.begin(), ours.sites.end());

@@ -6,6 +6,7 @@
 
 #include "tensor/fail.h"
 #include "trace/storage.h"
+#include "trace/ties.h"
 
 namespace lockstep {
 namespace {
@@ -141,7 +142,7 @@ double Comparison::floor_of(const TraceEvent& event) const {
 std::string Comparison::unjudged(const TraceEvent& event) const {
   const bool decode = event.step > 0;
   if (!floor_.knows(decode, event.name())) return "the floor has no value for it";
-  if (const double floor = floor_.at(decode, event.name(), row_width(event)); floor > 2 * kMostFloor)
+  if (const double floor = floor_.at(decode, event.name(), row_width(event)); floor > kCoarsestFloor)
     return fmt::format("its floor, {:.2g}, is too large to judge by", floor);
   return {};
 }
@@ -217,30 +218,6 @@ HeadGrid Comparison::grid(const Joined& subject, const Joined& reference) const 
   return grid;
 }
 
-namespace {
-
-// How far the experts that two choices exchanged are from being chosen alike, by the reference's logits:
-// infinitely, if one chose more of them. Nothing: the choices are the same.
-std::optional<double> exchanged_by(std::span<const float> ours, std::span<const float> theirs,
-                                   std::span<const float> logits) {
-  constexpr float kFar = std::numeric_limits<float>::infinity();
-  float least = kFar, most = -kFar;             // of those that the reference chose, and of the others
-  float worst_taken = kFar, best_left = -kFar;  // of those that only we chose, or only it
-  int more = 0;
-  for (size_t e = 0; e < theirs.size(); ++e) {
-    const bool here = ours[e] != 0, there = theirs[e] != 0;
-    (there ? least : most) = there ? std::min(least, logits[e]) : std::max(most, logits[e]);
-    more += static_cast<int>(here) - static_cast<int>(there);
-    if (here && !there) worst_taken = std::min(worst_taken, logits[e]);
-    if (there && !here) best_left = std::max(best_left, logits[e]);
-  }
-  if (more != 0) return kFar;
-  if (worst_taken == kFar) return {};
-  return std::max(least - worst_taken, best_left - most);
-}
-
-}  // namespace
-
 void Comparison::leave_out_ties(const Joined& subject, const Joined& weights, const Joined& logits) {
   const TraceEvent& event = *weights.event;
   const double floor = floor_of(*logits.event);
@@ -251,12 +228,41 @@ void Comparison::leave_out_ties(const Joined& subject, const Joined& weights, co
         scores->second.size() != row.size() || excluded(event.row, position))
       continue;
     const auto margin = exchanged_by(mine->second, row, scores->second);
-    if (!margin || *margin > kBand * floor * norm(scores->second)) continue;
+    if (!margin || *margin > tie_margin(floor, scores->second)) continue;
     report_.notes.push_back(
         fmt::format("tie: {}, position {}, experts chosen by a margin of {:.2g}; left out from there",
                     event.name(), position, *margin));
     const auto [known, is_new] = excluded_.emplace(event.row, position);
     if (!is_new) known->second = std::min(known->second, position);
+  }
+}
+
+void Comparison::judge_ties(std::span<const Trace::Tie> ties, const Joined& weights, const Joined& logits,
+                            SiteScore& score) {
+  const double floor = floor_of(*logits.event);
+  for (const Trace::Tie& tie : ties) {
+    const auto row = weights.rows.find(tie.position);
+    const auto scores = logits.rows.find(tie.position);
+    if (tie.step != score.step || tie.row != score.row || tie.layer != score.layer ||
+        row == weights.rows.end() || scores == logits.rows.end() ||
+        row->second.size() != scores->second.size())
+      continue;
+    std::vector<float> choice(row->second.size());
+    for (const int expert : tie.experts)
+      if (static_cast<size_t>(expert) < choice.size()) choice[static_cast<size_t>(expert)] = 1;
+    const auto margin = exchanged_by(choice, row->second, scores->second);
+    if (!margin) continue;
+    const double far = *margin / std::max(tie_margin(floor, scores->second), 1e-30);
+    report_.notes.push_back(
+        fmt::format("{}: {}, position {}, experts chosen by a margin of {:.2g}; computed on with the "
+                    "reference's",
+                    far <= 1 ? "tie" : "no tie", weights.event->name(), tie.position, *margin));
+    if (far <= 1) continue;
+    score.first_bad = score.first_bad < 0 ? tie.position : std::min(score.first_bad, tie.position);
+    if (far * kBand < score.score) continue;
+    score.score = far * kBand;
+    score.error = score.score * score.floor;
+    score.token = tie.position;
   }
 }
 

@@ -64,6 +64,9 @@ class Comparison {
   /// A token whose experts were chosen by less than the floor is a tie: it and what follows are left out. A
   /// choice of another number of experts, or of one that is clearly worse, is none.
   void leave_out_ties(const Joined& subject, const Joined& weights, const Joined& logits);
+  /// Choices that were settled as the reference's: those that were no ties count as errors of the weights.
+  void judge_ties(std::span<const Trace::Tie> ties, const Joined& weights, const Joined& logits,
+                  SiteScore& score);
   /// Notes where the likeliest token differs, and whether it is a tie.
   void note_argmax(const Joined& subject, const Joined& reference);
 

@@ -14,7 +14,8 @@ using Sites = std::map<Place, Joined>;
 
 // A difference that its successors have not inherited is none of computation: the recorded tensors do not fit
 // what was computed from them.
-void check_inheritance(const Sites& ours, const Sites& theirs, DiffReport& report) {
+void check_inheritance(const Sites& ours, const Sites& theirs, std::span<const Trace::Tie> ties,
+                       DiffReport& report) {
   if (!report.first) return;
   if (report.first->site == "logits") {
     report.notes.emplace_back(
@@ -23,7 +24,11 @@ void check_inheritance(const Sites& ours, const Sites& theirs, DiffReport& repor
         "follow from what the reference holds before them");
     return;
   }
-  if (inheritance(report, ours, theirs) != Inheritance::missing) return;
+  const bool set_aside = std::ranges::any_of(ties, [&](const Trace::Tie& tie) {
+    return report.first->site == "router_weights" && tie.step == report.first->step &&
+           tie.row == report.first->row && tie.layer == report.first->layer;
+  });
+  if (set_aside || inheritance(report, ours, theirs) != Inheritance::missing) return;
   report.verdict = Verdict::inconclusive;
   report.reason = fmt::format(
       "{} of step {} differs, yet what is computed from it does not: one of the captures is wrong there",
@@ -90,8 +95,8 @@ std::string mismatch(const Joined& mine, const Joined& theirs) {
 }
 
 // Scores what both have, in causal order; returns the places of the reference that were not compared.
-std::vector<Place> score_all(const Sites& ours, const Sites& theirs, Comparison& comparison,
-                             DiffReport& report) {
+std::vector<Place> score_all(const Sites& ours, const Sites& theirs, std::span<const Trace::Tie> ties,
+                             Comparison& comparison, DiffReport& report) {
   std::vector<Place> skipped;
   std::set<std::pair<bool, std::string>> judged, tied;  // in decode, name of a site
   for (const auto& [place, joined] : theirs) {
@@ -117,6 +122,10 @@ std::vector<Place> score_all(const Sites& ours, const Sites& theirs, Comparison&
     ++report.compared;
     judged.emplace(event.step > 0, event.name());
     report.scores.push_back(comparison.score(mine->second, joined));
+    if (event.site == "router_weights") {
+      const auto logits = theirs.find(place_of(event.step, event.layer, "router_logits", event.row));
+      if (logits != theirs.end()) comparison.judge_ties(ties, joined, logits->second, report.scores.back());
+    }
     if (event.site == "logits") comparison.note_argmax(mine->second, joined);
   }
   for (const auto& site : tied) {
@@ -143,7 +152,7 @@ DiffReport compare(const Trace& subject, const Trace& reference, const Floor& fl
   const Sites ours = join(subject, reference.storage);
   const Sites theirs = join(reference, subject.storage);
   Comparison comparison(floor, report);
-  const std::vector<Place> skipped = score_all(ours, theirs, comparison, report);
+  const std::vector<Place> skipped = score_all(ours, theirs, subject.ties, comparison, report);
   conclude(report);
   if (report.first) {
     const SiteScore& first = *report.first;
@@ -156,7 +165,7 @@ DiffReport compare(const Trace& subject, const Trace& reference, const Floor& fl
   if (floor.policy().empty())
     report.notes.emplace_back("no floor was measured: every site is judged by the rounding of a single sum");
   size_declared_rounding(floor, report);
-  check_inheritance(ours, theirs, report);
+  check_inheritance(ours, theirs, subject.ties, report);
   return report;
 }
 
@@ -176,7 +185,7 @@ std::string policy_summary(const std::string& policy) {
   const std::string kv = slash == std::string::npos ? "f32" : policy.substr(slash + 1);
   std::string text = precision == "q8"      ? "inputs of products rounded to 8 bits per block of 32"
                      : precision == "bf16"  ? "inputs of products rounded to 16-bit floats"
-                     : precision == "fast"  ? "inputs of some products rounded to 8 bits per 16"
+                     : precision == "fast"  ? "inputs of products in 8 bits, 16 bits or bf16, by role"
                      : precision == "exact" ? "inputs of products in 16-bit fixed point"
                                             : "f32 throughout";
   if (kv != "f32") text += ", keys and values in " + kv;

@@ -40,11 +40,6 @@ Floor::Floor(const std::filesystem::path& file, const std::string& policy) : pol
       tables_[name] = {table.at("prefill").get<std::map<std::string, double>>(),
                        table.at("decode").get<std::map<std::string, double>>()};
     }
-    // `fast` rounds some inputs to 8 bits per 16 and the others to 16: never more than q8 does.
-    if (policy.starts_with("fast/") && !tables_.contains(policy)) {
-      const auto q8 = tables_.find("q8" + policy.substr(4));
-      if (q8 != tables_.end()) tables_[policy] = q8->second;
-    }
     if (const auto model = data.find("model"); model != data.end()) {
       architecture_ = model->at("architecture").get<std::string>();
       layers_ = model->at("layers").get<int64_t>();
@@ -153,7 +148,7 @@ std::string measure_floor(const Trace& truth, std::span<const Trace> variants, c
     for (const auto& [site, error] : all.back()) {
       double& worst = (site.first ? decode : prefill)[site.second];
       worst = std::max(worst, error);
-      if (error > 2 * kMostFloor)
+      if (error > kCoarsestFloor)
         warnings.push_back(fmt::format("{}: an error of {:.2g} at {}, too large to judge by", variant.where,
                                        error, site.second));
     }

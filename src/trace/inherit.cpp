@@ -184,7 +184,7 @@ Inheritance inheritance(const DiffReport& report, const std::map<Place, Joined>&
     const double least = least_inherited(first, mine, known, next, path);
     if (score->error < least)
       missing = true;
-    else if (score->score > 1)  // within the floor it may be any error's
+    else if (score->score > (least < score->floor ? kBand : 1))  // nearer to the floor it may be noise
       return Inheritance::shown;
   }
   return missing ? Inheritance::missing : Inheritance::unknown;

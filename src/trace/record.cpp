@@ -8,6 +8,7 @@
 #include "tensor/fail.h"
 #include "trace/inject.h"
 #include "trace/passes.h"
+#include "trace/ties.h"
 #include "trace/writer.h"
 
 namespace lockstep {
@@ -61,7 +62,11 @@ class Recorder : public Observer {
 
   Recorder(Sink sink, const TraceOptions& options, const PassRows& rows, const ModelFacts& facts,
            const Injection* injection)
-      : sink_(std::move(sink)), options_(options), rows_(rows), facts_(facts), injection_(injection) {}
+      : sink_(std::move(sink)), options_(options), rows_(rows), facts_(facts), injection_(injection) {
+    if (options.ties) ties_.emplace(*options.ties);
+  }
+
+  std::vector<Trace::Tie> ties() { return ties_ ? ties_->take() : std::vector<Trace::Tie>(); }
 
   Interest inner(Site site) const override {
     if (injection_ != nullptr && injection_->inner == site) return Interest::change;
@@ -71,11 +76,14 @@ class Recorder : public Observer {
   void observe(int layer, Site site, Tensor& tensor) override {
     if (injection_ != nullptr && injection_->before)
       injection_->before(facts_, rows_, layer, site, tensor, seen_);
+    if (ties_ && site == Site::router_weights) ties_->settle(rows_, layer, router_logits_, tensor);
     if (in_level(site, options_.level) && in_layers(layer)) record(layer, site, tensor);
-    if (injection_ == nullptr) return;
-    if (std::ranges::find(injection_->keeps, site) != injection_->keeps.end())
-      seen_.insert_or_assign(site, tensor.clone());
-    if (injection_->after) injection_->after(facts_, rows_, layer, site, tensor, seen_);
+    if (injection_ != nullptr) {
+      if (std::ranges::find(injection_->keeps, site) != injection_->keeps.end())
+        seen_.insert_or_assign(site, tensor.clone());
+      if (injection_->after) injection_->after(facts_, rows_, layer, site, tensor, seen_);
+    }
+    if (ties_ && site == Site::router_logits) router_logits_ = tensor.clone();
   }
 
  private:
@@ -133,6 +141,8 @@ class Recorder : public Observer {
   const ModelFacts& facts_;
   const Injection* injection_;
   std::map<Site, Tensor> seen_;
+  std::optional<TieBreaker> ties_;
+  Tensor router_logits_;  // [T, E] of the layer that is computed
 };
 
 }  // namespace
@@ -249,6 +259,7 @@ Trace record(const std::filesystem::path& path, const TraceOptions& options, Rec
   Recorder recorder(counting, options, rows, facts, injection);
   Taps taps(&recorder);
   trace.sequences = run_passes(model, options, rows, taps);
+  trace.ties = recorder.ties();
   trace.sites.assign(sites.begin(), sites.end());
   return trace;
 }

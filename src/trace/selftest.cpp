@@ -96,6 +96,7 @@ struct Runner {
     TraceOptions options;
     options.sequences = reference.sequences;
     options.level = reference.level;
+    options.ties = {&reference, &floor};
     options.fault = fault;
     options.model.isa = isa;
     options.model.threads = threads;

@@ -123,6 +123,19 @@ TraceStorage read_storage(const json& storage, const std::string& where) {
                        get<uint64_t>(storage, "seed", where));
 }
 
+std::vector<Trace::Tie> read_ties(const json& ties, const std::string& where) {
+  std::vector<Trace::Tie> all;
+  if (!ties.is_array()) fail(ErrorCode::format, "[{}] ties: expected an array, got another value", where);
+  for (const json& each : ties) {
+    all.push_back({get<int>(each, "step", where), get<int>(each, "row", where),
+                   get<int>(each, "layer", where), get<int64_t>(each, "position", where),
+                   get<std::vector<int>>(each, "experts", where)});
+    if (std::ranges::any_of(all.back().experts, [](int expert) { return expert < 0; }))
+      fail(ErrorCode::format, "[{}] experts: expected none below 0, got one", where);
+  }
+  return all;
+}
+
 class Shards {
  public:
   explicit Shards(fs::path directory) : directory_(std::move(directory)) {}
@@ -370,6 +383,7 @@ Trace Trace::open(const fs::path& directory) {
     if (!std::ranges::all_of(read.ids, is_id) || !std::ranges::all_of(read.fed, is_id))
       fail(ErrorCode::format, "[{}] ids: expected none below 0, got one", manifest_name);
   }
+  if (manifest.contains("ties")) trace.ties = read_ties(manifest["ties"], manifest_name);
   Shards shards(directory);
   std::istringstream lines(contents(directory / "events.jsonl"));
   int64_t number = 0;

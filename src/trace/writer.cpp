@@ -176,6 +176,13 @@ void TraceWriter::finish(const Trace& facts) {
   if (!lines_) fail(ErrorCode::io, "[{}] write: expected room for the events, got none", directory_.string());
   json rows = json::array();
   for (const Trace::Sequence& each : facts.sequences) rows.push_back({{"ids", each.ids}, {"fed", each.fed}});
+  json ties = json::array();
+  for (const Trace::Tie& each : facts.ties)
+    ties.push_back({{"step", each.step},
+                    {"row", each.row},
+                    {"layer", each.layer},
+                    {"position", each.position},
+                    {"experts", each.experts}});
   const size_t space = facts.engine.find(' ');
   json storage = {{"kind", storage_name(storage_.kind)}};
   if (storage_.kind != TraceStorage::Kind::full)
@@ -195,6 +202,7 @@ void TraceWriter::finish(const Trace& facts) {
       {"level", facts.level},
       {"storage", storage},
       {"rows", rows},
+      {"ties", ties},
       {"sites", sites_}};
   write_text(partial_ / "manifest.json", manifest.dump(1) + "\n");
   put_in_place();

@@ -16,6 +16,12 @@ TraceOptions follow(const Trace& reference) {
   return options;
 }
 
+TraceOptions follow(const Trace& reference, const Floor& floor) {
+  TraceOptions options = follow(reference);
+  options.ties = {&reference, &floor};
+  return options;
+}
+
 Trace edited(const Trace& trace, const std::function<bool(TraceEvent&, std::vector<float>&)>& edit) {
   Trace copy;
   copy.engine = trace.engine;

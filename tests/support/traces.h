@@ -18,6 +18,8 @@ std::filesystem::path subject(const std::string& name);
 
 /// Options to record ours on the tokens of a trace, as fine as it.
 TraceOptions follow(const Trace& reference);
+/// And its choices where ours are ties; both must outlive the options.
+TraceOptions follow(const Trace& reference, const Floor& floor);
 
 /// A copy of a trace, each event of which may be changed, or left out by returning false.
 Trace edited(const Trace& trace, const std::function<bool(TraceEvent&, std::vector<float>&)>& edit);

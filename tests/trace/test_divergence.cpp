@@ -99,22 +99,21 @@ TEST(Diff, CleanRunsOfEveryPolicyRaiseNoAlarm) {
                                         {Precision::f32, KvType::f16},
                                         {Precision::exact, KvType::f32},
                                         {Precision::exact, KvType::f16},
+                                        {Precision::fast, KvType::f32},
                                         {Precision::fast, KvType::f16}}) {
       const std::string policy = std::string(precision_name(precision)) + "/" + std::string(kv_type_name(kv));
       const Floor floor(entry.path() / "floor.json", policy);
       for (const kernels::Table* table : kernels::available()) {
         for (const int threads : {1, 2, 3}) {
-          TraceOptions options = follow(reference);
+          TraceOptions options = follow(reference, floor);
           options.model.precision = precision;
           options.model.isa = table->isa;
           options.model.threads = threads;
           options.kv_type = kv;
           const DiffReport report = diff(record_trace(model_of(name), options), reference, floor);
-          // On models this small 8 bits are so coarse that some sites cannot be judged.
-          const bool coarse = precision == Precision::fast && report.verdict == Verdict::inconclusive;
-          EXPECT_TRUE(report.verdict == Verdict::within || coarse)
+          EXPECT_EQ(report.verdict, Verdict::within)
               << name << " " << policy << " " << table->isa << ": " << report.reason;
-          EXPECT_TRUE(report.compared == report.expected || coarse);
+          EXPECT_EQ(report.compared, report.expected) << name << " " << policy << " " << table->isa;
           ++runs;
         }
       }

@@ -364,7 +364,7 @@ TEST(Floors, ThatCannotJudgeConcludeNothing) {
   EXPECT_EQ(verdict(llama.floor), Verdict::within);
   EXPECT_EQ(verdict(changed_floor("llama",
                                   [](json& floor) {
-                                    for (auto& value : floor["policies"]["f32/f32"]["prefill"]) value = 0.1;
+                                    for (auto& value : floor["policies"]["f32/f32"]["prefill"]) value = 0.2;
                                   })),
             Verdict::inconclusive)
       << "errors as large as the tensors are within it";

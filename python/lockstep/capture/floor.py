@@ -1,16 +1,17 @@
 """The noise floor of a model: how far variants of the reference are from it, site by site.
 
 Truth is the reference in f64. Variants: f32, and f32 with every input of the model perturbed by half a unit in the last
-place; for the declared policies also K and V rounded to f16, and the inputs of products rounded to 16-bit fixed point, to
-bf16 or to 8 bits. The distance is the relative L2 error of a row; the floor is the largest over rows, steps and variants.
+place; for the declared policies also K and V rounded to f16, and the inputs of products rounded as rounding.py says. The
+distance is the relative L2 error of a row; the floor is the largest over rows, steps and variants. All take the experts
+that the truth chose.
 """
 import numpy as np
 import torch
 
 from .transformers_engine import in_f64, run
 
-POLICIES = {f"{precision}/{kv}": (None if precision == "f32" else precision, kv == "f16")
-            for precision in ("f32", "exact", "bf16", "q8") for kv in ("f32", "f16")}
+POLICIES = {f"{precision}/{kv}": (precision, kv == "f16")
+            for precision in ("f32", "exact", "fast", "bf16", "q8") for kv in ("f32", "f16")}
 
 
 def collect(model, taps, prompt, fed, wanted):
@@ -35,9 +36,10 @@ def measure(model, taps, sequences, wanted=lambda layer, site: True):
     """sequences: [(prompt, fed)]. -> {policy: {"prefill"|"decode": {"L00.q_rope": floor}}}"""
     floors = {policy: {"prefill": {}, "decode": {}} for policy in POLICIES}
     for prompt, fed in sequences:
+        taps.choices = {}    # made by the first run, the truth; the others take them, as ties may fall either way
         with in_f64(model):
             truth = collect(model, taps, prompt, fed, wanted)
-        for policy, (taps.round_linear, taps.round_kv) in POLICIES.items():
+        for policy, (taps.precision, taps.round_kv) in POLICIES.items():
             variants = [collect(model, taps, prompt, fed, wanted)]
             with torch.no_grad():
                 table = model.model.embed_tokens.weight
@@ -48,22 +50,12 @@ def measure(model, taps, sequences, wanted=lambda layer, site: True):
                 table.copy_(kept)
             for got in variants:
                 add(floors[policy], got, truth)
-        taps.round_linear, taps.round_kv = None, False
+        taps.precision, taps.round_kv, taps.choices = "f32", False, None
     return floors
 
 
 def add(floors, got, truth):
-    """Rows after another choice of experts are left out: that is a tie, not an error of their size."""
-    tie = {}   # phase, step: first row of another choice
     for (phase, step, layer, site), value in truth.items():
-        mine = got[phase, step, layer, site]
-        rows = tie.get((phase, step), len(value))
-        if site == "router_weights":
-            other = ((mine > 0) != (value > 0)).any(-1)
-            if other.any():
-                rows = tie[phase, step] = min(rows, int(other.argmax()))
-        if rows == 0 or any(earlier < step for _, earlier in tie):
-            continue
         name = site if layer is None else f"L{layer:02d}.{site}"
-        worst = float(distance(mine[:rows], value[:rows]).max())
+        worst = float(distance(got[phase, step, layer, site], value).max())
         floors[phase][name] = max(floors[phase].get(name, 0.0), worst)

@@ -12,7 +12,7 @@ import transformers
 from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from . import weights
+from . import rounding, weights
 from .trace import checksums
 
 SUPPORTED = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
@@ -21,11 +21,12 @@ ATTENTION = "lockstep_plain"
 
 
 class Taps:
-    """Hands every site's tensor to `sink(layer, site, [T, ...] tensor)`."""
+    """Hands every site's tensor to `sink(layer, site, [T, ...] tensor)`. formats: of `weights.formats`."""
 
-    def __init__(self, model):
-        self.model, self.sink, self.layer = model, None, None
-        self.round_kv, self.round_linear, self.fault = False, None, None
+    def __init__(self, model, formats):
+        self.model, self.formats, self.sink, self.layer = model, formats, None, None
+        self.precision, self.round_kv, self.fault = "f32", False, None
+        self.choices = None            # of experts, to be taken instead of the router's: {(first position, layer): [T, k]}
         self.first = 0                 # position of the first row of this pass
         config = model.config
         self.vocab = config.vocab_size
@@ -52,7 +53,12 @@ class Taps:
                 ffn_norm = layer.post_attention_layernorm
             self.before(ffn_norm, "attn_resid")
             self.after(ffn_norm, "ffn_norm")
+            for module in (attention, mlp):
+                for name, linear in module.named_children():
+                    if name in rounding.ROLES:
+                        self.round_input(linear, index, rounding.ROLES[name])
             if hasattr(mlp, "experts"):
+                self.round_input(mlp.gate, index, "router")
                 mlp.gate.register_forward_hook(self.router)
                 mlp.experts.forward = lambda *args, experts=mlp.experts: plain_experts(self, experts, *args)
                 self.after(mlp, "moe_out")
@@ -64,9 +70,7 @@ class Taps:
             self.after(layer, "ffn_resid")
             attention.lockstep_taps = self
         self.after(body.norm, "final_norm", outside=True)
-        for module in model.modules():
-            if isinstance(module, torch.nn.Linear):
-                module.register_forward_pre_hook(lambda _, args: (self.rounded(args[0]), *args[1:]))
+        self.round_input(model.lm_head, None, "head")
         self.patch_rotation(sys.modules[type(model).__module__])
 
     def emit(self, site, x, layer):
@@ -88,8 +92,12 @@ class Taps:
 
     def router(self, _, args, out):
         logits, scores, indices = out
+        if self.choices is not None:
+            indices = self.choices.setdefault((self.first, self.layer), indices)
+            scores = torch.softmax(logits.gather(-1, indices), -1)
         self.emit("router_logits", logits, self.layer)
         self.emit("router_weights", torch.zeros_like(logits).scatter(-1, indices, scores.to(logits.dtype)), self.layer)
+        return logits, scores, indices
 
     def patch_rotation(self, module):
         original = getattr(module.apply_rotary_pos_emb, "original", module.apply_rotary_pos_emb)
@@ -106,17 +114,12 @@ class Taps:
         rotate.original = original
         module.apply_rotary_pos_emb = rotate
 
-    def rounded(self, x):
-        """The input of a product as a policy rounds it: per block of 32 to 8 bits or to 16-bit fixed point, or to bf16."""
-        if self.round_linear is None:
-            return x
-        if self.round_linear == "bf16":
-            return x.to(torch.bfloat16).to(x.dtype)
-        padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % 32))
-        blocks = padded.reshape(*padded.shape[:-1], -1, 32)
-        scale = blocks.abs().amax(-1, keepdim=True) / {"q8": 127, "exact": 32639}[self.round_linear]
-        rounded = torch.where(scale > 0, torch.round(blocks / scale) * scale, blocks)
-        return rounded.reshape(padded.shape)[..., :x.shape[-1]]
+    def round_input(self, module, layer, role):
+        module.register_forward_pre_hook(lambda _, args: (self.rounded(args[0], layer, role), *args[1:]))
+
+    def rounded(self, x, layer, role):
+        """The input of a product as the policy rounds it."""
+        return rounding.rounded(x, rounding.input_form(self.precision, self.formats[layer, role], role))
 
 
 def plain_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, softcap=None, **_):
@@ -155,9 +158,10 @@ def plain_experts(taps, experts, x, chosen, weight):
         rows, place = torch.where(chosen == e)
         if len(rows) == 0:
             continue
-        gate, up = torch.nn.functional.linear(taps.rounded(x[rows]), experts.gate_up_proj[e]).chunk(2, dim=-1)
+        gate, up = (torch.nn.functional.linear(taps.rounded(x[rows], taps.layer, role), weight)
+                    for role, weight in zip(("gate", "up"), experts.gate_up_proj[e].chunk(2)))
         act = experts.act_fn(gate) * up
-        down = torch.nn.functional.linear(taps.rounded(act), experts.down_proj[e])
+        down = torch.nn.functional.linear(taps.rounded(act, taps.layer, "down"), experts.down_proj[e])
         for site, value in (("gate", gate), ("up", up), ("act", act), ("down", down)):
             shown[site][rows, e] = value
         out.index_add_(0, rows, down * weight[rows, place, None].to(down.dtype))
@@ -192,16 +196,16 @@ def load(path):
     model = weights.load(path)
     if model.config.model_type not in SUPPORTED:
         sys.exit(f"{path}: no taps for {model.config.model_type}; there are some for {', '.join(SUPPORTED)}")
-    return prepare(model)
+    return prepare(model, weights.formats(path))
 
 
-def prepare(model):
+def prepare(model, formats):
     """Puts the taps and the plain attention into a model; masks stay those of eager attention."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, plain_attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, eager_mask)
     model.config._attn_implementation = ATTENTION
-    return model, Taps(model)
+    return model, Taps(model, formats)
 
 
 def run(model, taps, prompt, steps, sink):

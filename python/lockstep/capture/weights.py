@@ -3,12 +3,14 @@
 Quantised weights are dequantised first, so that quantisation is not mistaken for a fault.
 """
 import json
+import re
 import sys
 from pathlib import Path
 
 import gguf
 import numpy as np
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, MixtralConfig
 
 ARGUMENTS = dict(dtype=torch.float32, attn_implementation="eager")
@@ -27,6 +29,49 @@ def load(path):
     if getattr(model.config, "num_local_experts", 0):
         model.set_experts_implementation("eager")
     return model
+
+
+# What a product is for, by the names of its weights: of GGUF, of Hugging Face, and of their experts.
+NAMES = {"q": ("attn_q", "self_attn.q_proj"), "k": ("attn_k", "self_attn.k_proj"), "v": ("attn_v", "self_attn.v_proj"),
+         "o": ("attn_output", "self_attn.o_proj"), "router": ("ffn_gate_inp", "block_sparse_moe.gate", "mlp.gate"),
+         "gate": ("ffn_gate", "mlp.gate_proj", "experts.w1", "experts.gate_up_proj"),
+         "up": ("ffn_up", "mlp.up_proj", "experts.w3", "experts.gate_up_proj"),
+         "down": ("ffn_down", "mlp.down_proj", "experts.w2", "experts.down_proj")}
+COARSENESS = ("float", "bf16", "integers")
+
+
+def formats(path):
+    """How the weights of each product are stored. -> {(layer, role): integers, bf16 or float}, the head's layer None;
+    experts stored differently count as the coarsest of them."""
+    path, out = Path(path), {}
+    for name, stored in (gguf_formats(path) if path.suffix == ".gguf" else folder_formats(path)).items():
+        place = re.search(r"(?:blk|layers)\.(\d+)\.(.+)$", name)
+        if place:    # without "weight", "_exps" and the numbers of experts
+            matrix = re.sub(r"\.\d+(?=\.|$)|_exps$", "", place[2].removesuffix(".weight"))
+            roles = [(int(place[1]), role) for role, names in NAMES.items() if any(matrix.endswith(n) for n in names)]
+        else:
+            roles = [(None, "head")] if name.removesuffix(".weight") in ("lm_head", "output") else []
+        for key in roles:
+            out[key] = max(out.get(key, "float"), stored, key=COARSENESS.index)
+        if re.search(r"(token_embd|embed_tokens)\.weight$", name):
+            embedding = stored
+    out.setdefault((None, "head"), embedding)
+    return out
+
+
+def gguf_formats(path):
+    floats = {gguf.GGMLQuantizationType.F32: "float", gguf.GGMLQuantizationType.F16: "float", gguf.GGMLQuantizationType.BF16: "bf16"}
+    return {t.name: floats.get(t.tensor_type, "integers") for t in gguf.GGUFReader(path).tensors}
+
+
+def folder_formats(folder):
+    """Of MLX too, whose quantised matrices have scales."""
+    kinds = {}
+    for file in files(folder):
+        with safe_open(file, "np") as tensors:
+            kinds |= {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}
+    stored = lambda name: "integers" if name.removesuffix("weight") + "scales" in kinds else "bf16" if kinds[name] == "BF16" else "float"
+    return {name: stored(name) for name in kinds if not name.endswith((".scales", ".biases"))}
 
 
 def files(path):
