@@ -240,7 +240,7 @@ inline constexpr double kBand = 16;
 inline constexpr double kMostFloor = 0.5 / kBand;
 /// Where the floor is larger than this, correct computations are too far apart to judge by: half the size is
 /// then less than four times as far.
-inline constexpr double kCoarsestFloor = 0.125;
+inline constexpr double kCoarsestFloor = 0.25;
 
 /// floor.json of one policy: for each site the largest error of the variants, all of them correct
 /// computations; what looks otherwise is said under `warnings`. Error `invalid_argument` if they are of other

@@ -21,10 +21,10 @@ enum class InputForm : uint8_t {
 };
 
 /// The policy of `fast` for weights of integers: 8 bits where that does little harm. Keys and values are kept
-/// for the whole context, what leaves `down` goes into the residual stream as it is, a router decides, and
-/// the head is the last word.
+/// for the whole context, a router decides, and the head is the last word: these take 16. `down` would gain a
+/// third of the error and cost a fifth of the speed.
 constexpr bool takes_8_bits(Role role) {
-  return role == Role::q || role == Role::o || role == Role::gate || role == Role::up;
+  return role == Role::q || role == Role::o || role == Role::gate || role == Role::up || role == Role::down;
 }
 
 /// bf16 weights take bf16 in `fast`, the router's excepted, where the processor has products of them.

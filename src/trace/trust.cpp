@@ -17,6 +17,12 @@ bool of_token_alone(const TraceEvent& event) {
   return event.layer <= 0 && std::ranges::find(kSites, *find_site(event.site)) != std::end(kSites);
 }
 
+// Sites of layer 0 that follow from token and position, whatever came before.
+bool of_token_and_position(const TraceEvent& event) {
+  static constexpr Site kSites[] = {Site::q_rope, Site::k_rope, Site::k_cache};
+  return event.layer <= 0 && std::ranges::find(kSites, *find_site(event.site)) != std::end(kSites);
+}
+
 // Prompt and what was fed, up to the last position of an event.
 std::vector<int32_t> tokens_up_to(const Trace& trace, const TraceEvent& event) {
   const Trace::Sequence& sequence = trace.sequences.at(static_cast<size_t>(event.row));
@@ -30,7 +36,14 @@ std::vector<int32_t> tokens_up_to(const Trace& trace, const TraceEvent& event) {
 // Whether two passes computed the same: equal tokens so far. A text of one token repeated has few other
 // values.
 bool same_tokens(const Trace& trace, const TraceEvent& one, const TraceEvent& other) {
-  const std::vector<int32_t> a = tokens_up_to(trace, one), b = tokens_up_to(trace, other);
+  std::vector<int32_t> a = tokens_up_to(trace, one), b = tokens_up_to(trace, other);
+  if (of_token_and_position(one)) {
+    const auto own = [](std::vector<int32_t>& tokens, const TraceEvent& event) {
+      tokens.erase(tokens.begin(), tokens.begin() + std::min<ptrdiff_t>(event.first_position, std::ssize(tokens)));
+    };
+    own(a, one);
+    own(b, other);
+  }
   if (a == b) return one.first_position == other.first_position;
   const auto repeated = [&](int32_t id) { return id == a.front(); };
   return !a.empty() && std::ranges::all_of(a, repeated) && std::ranges::all_of(b, repeated);

@@ -94,6 +94,22 @@ TEST(Diff, ErrorsThatDrownInTheResidualAreErrors) {
   EXPECT_EQ(report.first->name(), "L01.attn_ctx");
 }
 
+// Layer 0 turns queries and keys by position: two texts that meet in a token share them, and only them.
+TEST(Diff, TokensThatMeetAreNotRecordedTwice) {
+  TraceOptions options;
+  options.sequences = {{{5, 6, 7}, {11}}, {{8, 9}, {11}}, {{1, 9, 4}, {11}}};
+  const Trace meeting = record_trace(model_of("llama"), options);
+  EXPECT_EQ(diff(meeting, meeting, Floor()).verdict, Verdict::within);
+  std::vector<float> first;
+  const Trace twice = edited(meeting, [&](TraceEvent& event, std::vector<float>& values) {
+    if (event.step != 1 || event.name() != "L01.q_rope") return true;
+    if (event.row == 0) first = values;
+    if (event.row == 2) values = first;
+    return true;
+  });
+  EXPECT_EQ(diff(twice, twice, Floor()).verdict, Verdict::inconclusive);
+}
+
 TEST(Diff, WhatIsNoNumberIsInheritedToo) {
   const Case llama("llama");
   bool begun = false;
@@ -364,7 +380,7 @@ TEST(Floors, ThatCannotJudgeConcludeNothing) {
   EXPECT_EQ(verdict(llama.floor), Verdict::within);
   EXPECT_EQ(verdict(changed_floor("llama",
                                   [](json& floor) {
-                                    for (auto& value : floor["policies"]["f32/f32"]["prefill"]) value = 0.2;
+                                    for (auto& value : floor["policies"]["f32/f32"]["prefill"]) value = 0.3;
                                   })),
             Verdict::inconclusive)
       << "errors as large as the tensors are within it";

@@ -5,7 +5,7 @@
 import torch
 
 ROLES = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
-TAKES_8_BITS = ("q", "o", "gate", "up")
+TAKES_8_BITS = ("q", "o", "gate", "up", "down")
 BLOCKS = {"fixed16": (32, 32639), "fixed8": (16, 127), "q8": (32, 127)}    # columns of one scale, largest code
 
 
