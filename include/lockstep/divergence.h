@@ -201,6 +201,7 @@ struct SiteScore {
   std::string site;
   int64_t width = 1;          ///< columns of a row, kept or not
   double error = 0;           ///< largest relative L2 error of a row
+  bool of_choice = false;     ///< the error is the margin of a choice of experts, divided by their logits' size
   double floor = 0;           ///< by which it is judged: no more than kMostFloor
   double score = 0;           ///< error / floor
   int64_t token = 0;          ///< position where it is largest

@@ -21,7 +21,10 @@ double distance(std::span<const float> a, std::span<const float> b) {
 // Permutations that are easily forgotten, tried on one row. Empty: none explains the difference.
 std::string explain_layout(const Joined& subject, const Joined& reference, const Sizes& usual, double bound) {
   if (reference.event->axes != "T H D") return {};
-  const int64_t heads = reference.event->shape[1], width = reference.event->shape[2];
+  if (reference.rows.empty()) return {};
+  // Of a head, as kept: the same columns of each.
+  const int64_t heads = reference.event->shape[1];
+  const int64_t width = static_cast<int64_t>(reference.rows.begin()->second.size()) / heads;
   const auto test = [&](auto from) {
     double worst = 0;
     for (const auto& [position, row] : reference.rows) {
@@ -36,7 +39,7 @@ std::string explain_layout(const Joined& subject, const Joined& reference, const
     }
     return worst <= bound;
   };
-  if (width % 2 == 0) {
+  if (!is_reduced(subject, reference) && width % 2 == 0) {
     if (test([&](int64_t h, int64_t d) { return h * width + 2 * (d % (width / 2)) + d / (width / 2); }))
       return "equal after taking neighbours apart into halves";
     if (test([&](int64_t h, int64_t d) { return h * width + d % 2 * (width / 2) + d / 2; }))
@@ -72,6 +75,10 @@ void fill_up_keys(Joined& joined) {
 }
 
 }  // namespace
+
+bool is_reduced(const Joined& subject, const Joined& reference) {
+  return subject.event->width != 0 || reference.event->width != 0;
+}
 
 std::string SiteScore::name() const {
   return layer == kNoLayer ? site : fmt::format("L{:02}.{}", layer, site);
@@ -164,7 +171,7 @@ bool Comparison::excluded(int row, int64_t position) const {
 
 SiteScore Comparison::score(const Joined& subject, const Joined& reference) const {
   const TraceEvent& event = *reference.event;
-  SiteScore result{event.step, event.row, event.layer, event.site, row_width(event), 0, 0, 0, 0,
+  SiteScore result{event.step, event.row, event.layer, event.site, row_width(event), 0, false, 0, 0, 0,
                    -1,         {},        {},          {}};
   const int64_t heads = heads_of(event);
   result.floor = floor_of(event);
@@ -218,7 +225,8 @@ HeadGrid Comparison::grid(const Joined& subject, const Joined& reference) const 
   return grid;
 }
 
-void Comparison::leave_out_ties(const Joined& subject, const Joined& weights, const Joined& logits) {
+void Comparison::leave_out_ties(const Joined& subject, const Joined* own, const Joined& weights,
+                                const Joined& logits) {
   const TraceEvent& event = *weights.event;
   const double floor = floor_of(*logits.event);
   for (const auto& [position, row] : weights.rows) {
@@ -229,6 +237,10 @@ void Comparison::leave_out_ties(const Joined& subject, const Joined& weights, co
       continue;
     const auto margin = exchanged_by(mine->second, row, scores->second);
     if (!margin || *margin > tie_margin(floor, scores->second)) continue;
+    if (own != nullptr) {
+      const auto known = own->rows.find(position);
+      if (known != own->rows.end() && !chosen_by(mine->second, known->second)) continue;
+    }
     report_.notes.push_back(
         fmt::format("tie: {}, position {}, experts chosen by a margin of {:.2g}; left out from there",
                     event.name(), position, *margin));
@@ -240,29 +252,32 @@ void Comparison::leave_out_ties(const Joined& subject, const Joined& weights, co
 void Comparison::judge_ties(std::span<const Trace::Tie> ties, const Joined& weights, const Joined& logits,
                             SiteScore& score) {
   const double floor = floor_of(*logits.event);
-  for (const Trace::Tie& tie : ties) {
-    const auto row = weights.rows.find(tie.position);
-    const auto scores = logits.rows.find(tie.position);
-    if (tie.step != score.step || tie.row != score.row || tie.layer != score.layer ||
+  for (const Trace::Tie& tie_of : ties) {
+    const auto row = weights.rows.find(tie_of.position);
+    const auto scores = logits.rows.find(tie_of.position);
+    if (tie_of.step != score.step || tie_of.row != score.row || tie_of.layer != score.layer ||
         row == weights.rows.end() || scores == logits.rows.end() ||
         row->second.size() != scores->second.size())
       continue;
     std::vector<float> choice(row->second.size());
-    for (const int expert : tie.experts)
+    for (const int expert : tie_of.experts)
       if (static_cast<size_t>(expert) < choice.size()) choice[static_cast<size_t>(expert)] = 1;
     const auto margin = exchanged_by(choice, row->second, scores->second);
     if (!margin) continue;
-    const double far = *margin / std::max(tie_margin(floor, scores->second), 1e-30);
+    const double size = std::max(norm(scores->second), 1e-30);
+    const bool tie = *margin <= tie_margin(floor, scores->second);
     report_.notes.push_back(
         fmt::format("{}: {}, position {}, experts chosen by a margin of {:.2g}; computed on with the "
                     "reference's",
-                    far <= 1 ? "tie" : "no tie", weights.event->name(), tie.position, *margin));
-    if (far <= 1) continue;
-    score.first_bad = score.first_bad < 0 ? tie.position : std::min(score.first_bad, tie.position);
-    if (far * kBand < score.score) continue;
-    score.score = far * kBand;
-    score.error = score.score * score.floor;
-    score.token = tie.position;
+                    tie ? "tie" : "no tie", weights.event->name(), tie_of.position, *margin));
+    if (tie) continue;
+    score.first_bad = score.first_bad < 0 ? tie_of.position : std::min(score.first_bad, tie_of.position);
+    if (*margin / (size * floor) < score.score) continue;
+    score.of_choice = true;
+    score.error = *margin / size;
+    score.floor = floor;
+    score.score = score.error / floor;
+    score.token = tie_of.position;
   }
 }
 

@@ -30,6 +30,9 @@ std::map<Place, Joined> join(const Trace& trace, const TraceStorage& storage = {
 /// Whether both have the same positions, and rows of the same width.
 bool same_rows(const Joined& one, const Joined& other);
 
+/// Whether rows of either were reduced when they were recorded.
+bool is_reduced(const Joined& subject, const Joined& reference);
+
 /// Columns of a row, kept or not.
 int64_t row_width(const TraceEvent& event);
 
@@ -62,8 +65,9 @@ class Comparison {
   /// Scores of each row and head, for a picture.
   HeadGrid grid(const Joined& subject, const Joined& reference) const;
   /// A token whose experts were chosen by less than the floor is a tie: it and what follows are left out. A
-  /// choice of another number of experts, or of one that is clearly worse, is none.
-  void leave_out_ties(const Joined& subject, const Joined& weights, const Joined& logits);
+  /// choice of another number of experts, of one that is clearly worse, or of one that is worse by the
+  /// subject's own logits (`own`, if it has them) is none.
+  void leave_out_ties(const Joined& subject, const Joined* own, const Joined& weights, const Joined& logits);
   /// Choices that were settled as the reference's: those that were no ties count as errors of the weights.
   void judge_ties(std::span<const Trace::Tie> ties, const Joined& weights, const Joined& logits,
                   SiteScore& score);
@@ -88,7 +92,7 @@ void conclude(DiffReport& report);
 /// Whether the first error shows in what is computed from it. A tensor that differs and leaves its successors
 /// as they were was not what they were computed from: its capture is wrong.
 enum class Inheritance { shown, missing, unknown };
-Inheritance inheritance(const DiffReport& report, const std::map<Place, Joined>& ours,
+Inheritance inheritance(const DiffReport& report, const Floor& floor, const std::map<Place, Joined>& ours,
                         const std::map<Place, Joined>& theirs);
 /// The first of the sites computed from the first error that differs too; nullptr: none was found to.
 const SiteScore* differing_successor(const DiffReport& report);

@@ -14,8 +14,8 @@ using Sites = std::map<Place, Joined>;
 
 // A difference that its successors have not inherited is none of computation: the recorded tensors do not fit
 // what was computed from them.
-void check_inheritance(const Sites& ours, const Sites& theirs, std::span<const Trace::Tie> ties,
-                       DiffReport& report) {
+void check_inheritance(const Sites& ours, const Sites& theirs, const Floor& floor, DiffReport& report) {
+  constexpr double kCoarse = 1e-3;  // floors of 8 bits and bf16, not of f32 and 16 bits
   if (!report.first) return;
   if (report.first->site == "logits") {
     report.notes.emplace_back(
@@ -24,11 +24,16 @@ void check_inheritance(const Sites& ours, const Sites& theirs, std::span<const T
         "follow from what the reference holds before them");
     return;
   }
-  const bool set_aside = std::ranges::any_of(ties, [&](const Trace::Tie& tie) {
-    return report.first->site == "router_weights" && tie.step == report.first->step &&
-           tie.row == report.first->row && tie.layer == report.first->layer;
-  });
-  if (set_aside || inheritance(report, ours, theirs) != Inheritance::missing) return;
+  if (report.first->of_choice) return;  // set aside: what follows is computed with the reference's
+  const Inheritance inherited = inheritance(report, floor, ours, theirs);
+  if (inherited == Inheritance::unknown && report.first->floor > kCoarse) {
+    report.verdict = Verdict::inconclusive;
+    report.reason = fmt::format(
+        "{} of step {} differs, yet too little beside the rounding of {} to be followed into what is computed "
+        "from it: it may be either capture's; compare in f32, or let lockstep replay tell",
+        report.first->name(), report.first->step, floor.policy());
+  }
+  if (inherited != Inheritance::missing) return;
   report.verdict = Verdict::inconclusive;
   report.reason = fmt::format(
       "{} of step {} differs, yet what is computed from it does not: one of the captures is wrong there",
@@ -38,7 +43,7 @@ void check_inheritance(const Sites& ours, const Sites& theirs, std::span<const T
 // Rounding that another policy declares is no fault: of those whose floor holds the first error, the one that
 // holds every site, and whose floor is nearest to it.
 void note_policies(const Floor& floor, DiffReport& report) {
-  if (!report.first) return;
+  if (!report.first || report.first->of_choice) return;
   const auto ratio = [](const Floor& other, const SiteScore& site) {
     return site.error / other.at(site.step > 0, site.name(), site.width);
   };
@@ -55,6 +60,18 @@ void note_policies(const Floor& floor, DiffReport& report) {
     if (!best || candidate < *best) best = std::move(candidate);
   }
   if (best) report.hints.insert(report.hints.begin(), std::get<2>(*best));
+}
+
+// An error barely beyond the band may have begun in a site barely within it.
+void note_suspects(DiffReport& report) {
+  const SiteScore* worst = nullptr;
+  for (const SiteScore& each : report.scores) {
+    if (each.score > kBand) break;
+    if (each.score > kBand / 2 && (worst == nullptr || each.score > worst->score)) worst = &each;
+  }
+  if (worst != nullptr)
+    report.notes.push_back(fmt::format("it may have begun before: {} of step {} is at {:.3g} x its floor",
+                                       worst->name(), worst->step, worst->score));
 }
 
 // Where the rounding that the policy declares begins to show, and its size.
@@ -106,7 +123,10 @@ std::vector<Place> score_all(const Sites& ours, const Sites& theirs, std::span<c
     std::string problem = mine == ours.end() ? "only in the reference" : mismatch(mine->second, joined);
     if (problem.empty() && event.site == "router_weights") {
       const auto logits = theirs.find(place_of(event.step, event.layer, "router_logits", event.row));
-      if (logits != theirs.end()) comparison.leave_out_ties(mine->second, joined, logits->second);
+      const auto own = ours.find(place_of(event.step, event.layer, "router_logits", event.row));
+      if (logits != theirs.end())
+        comparison.leave_out_ties(mine->second, own == ours.end() ? nullptr : &own->second, joined,
+                                  logits->second);
     }
     if (problem.empty()) problem = comparison.unjudged(event);
     if (problem.empty() && comparison.left_out(joined)) {
@@ -161,11 +181,12 @@ DiffReport compare(const Trace& subject, const Trace& reference, const Floor& fl
     report.grid = comparison.grid(ours.at(place), theirs.at(place));
     report.hints = hints(first, ours.at(place), theirs.at(place));
     note_policies(floor, report);
+    note_suspects(report);
   }
   if (floor.policy().empty())
     report.notes.emplace_back("no floor was measured: every site is judged by the rounding of a single sum");
   size_declared_rounding(floor, report);
-  check_inheritance(ours, theirs, subject.ties, report);
+  check_inheritance(ours, theirs, floor, report);
   return report;
 }
 

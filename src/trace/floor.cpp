@@ -43,6 +43,8 @@ Floor::Floor(const std::filesystem::path& file, const std::string& policy) : pol
     if (const auto model = data.find("model"); model != data.end()) {
       architecture_ = model->at("architecture").get<std::string>();
       layers_ = model->at("layers").get<int64_t>();
+      if (!model->at("layers").is_number_integer() || layers_ < 0)
+        throw json::other_error::create(500, "layers", nullptr);
       weights_sha256_ = model->at("weights_sha256").get<std::map<std::string, std::string>>();
     }
   } catch (const json::exception&) {

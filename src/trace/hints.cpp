@@ -51,7 +51,8 @@ Fit fit(const Joined& subject, const Joined& reference) {
 // Of the columns of each head, or of a row without heads: which are wrong in some row.
 std::vector<bool> bad_columns(const SiteScore& first, const Joined& subject, const Joined& reference) {
   const TraceEvent& event = *reference.event;
-  const auto width = static_cast<size_t>(event.shape[event.shape.rank() - 1]);
+  const auto heads = static_cast<size_t>(std::max<int64_t>(1, heads_of(event)));
+  const size_t width = reference.rows.begin()->second.size() / heads;
   std::vector<double> error(width), size(width);
   for (const auto& [position, truth] : reference.rows) {
     const auto& mine = subject.rows.at(position);
@@ -136,7 +137,7 @@ std::vector<std::string> hints(const SiteScore& first, const Joined& subject, co
   const std::vector<bool> bad = bad_columns(first, subject, reference);
   const auto count = std::ranges::count(bad, true);
   const auto width = static_cast<int64_t>(bad.size());
-  const bool whole = reference.event->width == 0;
+  const bool whole = !is_reduced(subject, reference);
   if (whole && !first.heads.empty() && count > 0 && count <= width / 2 && width >= 4)
     add(fmt::format("{} of {} dimensions of a head: partial rotation, or only half of a head", count, width));
   if (whole && first.heads.empty() && count > 0 && count < width / 2) {

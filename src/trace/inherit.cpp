@@ -173,8 +173,9 @@ double least_inherited(const SiteScore& first, const Joined& mine, const Joined&
 
 }  // namespace
 
-Inheritance inheritance(const DiffReport& report, const std::map<Place, Joined>& ours,
+Inheritance inheritance(const DiffReport& report, const Floor& floor, const std::map<Place, Joined>& ours,
                         const std::map<Place, Joined>& theirs) {
+  constexpr double kNoise = 3;  // times the floor as measured: nearer to it an error may be any
   const SiteScore& first = *report.first;
   const Place place = place_of(first.step, first.layer, first.site, first.row);
   const Joined &mine = ours.at(place), &known = theirs.at(place);
@@ -184,7 +185,7 @@ Inheritance inheritance(const DiffReport& report, const std::map<Place, Joined>&
     const double least = least_inherited(first, mine, known, next, path);
     if (score->error < least)
       missing = true;
-    else if (score->score > (least < score->floor ? kBand : 1))  // nearer to the floor it may be noise
+    else if (score->error > kNoise * floor.at(score->step > 0, score->name(), score->width))
       return Inheritance::shown;
   }
   return missing ? Inheritance::missing : Inheritance::unknown;

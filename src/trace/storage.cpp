@@ -58,6 +58,7 @@ std::vector<float> sketch(std::span<const float> values, int64_t width, const Tr
 }  // namespace
 
 TraceStorage parse_storage(const std::string& text, uint64_t seed) {
+  constexpr int64_t kFewest = 8;  // fewer columns or sums say too little of the size of an error
   if (text == "full") return {};
   TraceStorage storage{TraceStorage::Kind::sample, 0, seed};
   const size_t colon = text.find(':');
@@ -65,10 +66,10 @@ TraceStorage parse_storage(const std::string& text, uint64_t seed) {
   if (kind == "sketch") storage.kind = TraceStorage::Kind::sketch;
   const char* end = text.data() + text.size();
   if (colon == std::string::npos || (kind != "sample" && kind != "sketch") ||
-      std::from_chars(text.data() + colon + 1, end, storage.count).ptr != end || storage.count < 1 ||
+      std::from_chars(text.data() + colon + 1, end, storage.count).ptr != end || storage.count < kFewest ||
       storage.count > 1048576) {
     fail(ErrorCode::invalid_argument,
-         "[trace] store: expected full, sample:N or sketch:N, N up to 1048576; got {}", text);
+         "[trace] store: expected full, sample:N or sketch:N, N from {} to 1048576; got {}", kFewest, text);
   }
   return storage;
 }

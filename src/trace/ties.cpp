@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "nn/mlp.h"
 #include "trace/compare.h"
@@ -20,7 +21,8 @@ std::vector<int> chosen_of(std::span<const float> weights) {
   return chosen;
 }
 
-// Whether no other expert has a larger logit than the chosen ones. Both: [E]
+}  // namespace
+
 bool chosen_by(std::span<const float> weights, std::span<const float> logits) {
   float least = std::numeric_limits<float>::infinity(), most = -least;
   for (size_t e = 0; e < weights.size(); ++e)
@@ -28,8 +30,6 @@ bool chosen_by(std::span<const float> weights, std::span<const float> logits) {
         weights[e] != 0 ? std::min(least, logits[e]) : std::max(most, logits[e]);
   return least >= most;
 }
-
-}  // namespace
 
 std::optional<double> exchanged_by(std::span<const float> ours, std::span<const float> theirs,
                                    std::span<const float> logits) {
@@ -74,7 +74,9 @@ void TieBreaker::settle(const PassRows& rows, int layer, const Tensor& logits, T
     if (choice == weights_.end() || scores == logits_.end()) continue;
     const auto width = static_cast<size_t>(experts);
     const std::span<const float> mine{weights.row(t), width}, own{logits.row(t), width};
-    if (choice->second.size() != width || scores->second.size() != width || !chosen_by(mine, own)) continue;
+    if (choice->second.size() != width || scores->second.size() != width || !chosen_by(mine, own) ||
+        !chosen_by(choice->second, scores->second))
+      continue;
     const double floor =
         rule_.floor->at(rows.step > 0, fmt::format("L{:02}.router_logits", layer), experts);
     const auto margin = exchanged_by(mine, choice->second, scores->second);
@@ -86,7 +88,9 @@ void TieBreaker::settle(const PassRows& rows, int layer, const Tensor& logits, T
                               ? own[static_cast<size_t>(e)]
                               : -std::numeric_limits<float>::infinity();
     const auto count = static_cast<int64_t>(ties_.back().experts.size());
-    std::copy_n(nn::route(allowed, count).row(0), experts, weights.row(t));
+    const Tensor routed = nn::route(allowed, count);
+    const float sum = std::accumulate(mine.begin(), mine.end(), 0.0F);
+    for (int64_t e = 0; e < experts; ++e) weights.row(t)[e] = sum * routed.row(0)[e];
   }
 }
 

@@ -16,6 +16,9 @@ namespace lockstep {
 std::optional<double> exchanged_by(std::span<const float> ours, std::span<const float> theirs,
                                    std::span<const float> logits);
 
+/// Whether no other expert has a larger logit than those that the weights chose. Both: [E]
+bool chosen_by(std::span<const float> weights, std::span<const float> logits);
+
 /// The largest margin that is a tie, by the reference's logits and their noise floor.
 double tie_margin(double floor, std::span<const float> logits);
 
@@ -23,8 +26,8 @@ double tie_margin(double floor, std::span<const float> logits);
 class TieBreaker {
  public:
   explicit TieBreaker(const TieRule& rule);
-  /// logits, weights: [T, E]; ours. Where our choice is right by our own logits and another than the reference's
-  /// by no more than a tie, `weights` become those of the reference's experts by our logits.
+  /// logits, weights: [T, E]; ours. Where both choices are right by their own logits and differ by no more than
+  /// a tie, `weights` become those of the reference's experts by our logits; their sum stays.
   void settle(const PassRows& rows, int layer, const Tensor& logits, Tensor& weights);
   std::vector<Trace::Tie> take() { return std::move(ties_); }
 

@@ -130,8 +130,6 @@ std::vector<Trace::Tie> read_ties(const json& ties, const std::string& where) {
     all.push_back({get<int>(each, "step", where), get<int>(each, "row", where),
                    get<int>(each, "layer", where), get<int64_t>(each, "position", where),
                    get<std::vector<int>>(each, "experts", where)});
-    if (std::ranges::any_of(all.back().experts, [](int expert) { return expert < 0; }))
-      fail(ErrorCode::format, "[{}] experts: expected none below 0, got one", where);
   }
   return all;
 }
@@ -253,6 +251,48 @@ void check_place(const Trace& trace, const TraceEvent& event) {
          event.first_position + event.shape[0], event.name());
 }
 
+// Rows of a site are alike throughout, but for the number of keys.
+void check_shape(const Trace& trace, const TraceEvent& event,
+                 std::map<std::string, const TraceEvent*>& first) {
+  const auto& before = *first.emplace(event.name(), &event).first->second;
+  const int axes = event.axes == "T H K" ? 2 : event.shape.rank();
+  bool alike = event.axes == before.axes && event.shape.rank() == before.shape.rank() &&
+               (event.axes == "T H K" || event.width == before.width);
+  for (int axis = 1; axis < axes && alike; ++axis) alike = event.shape[axis] == before.shape[axis];
+  if (!alike)
+    fail(ErrorCode::format, "[{}] events: expected rows of {} to be alike, got {} {} and {} {}", trace.where,
+         event.name(), before.axes, before.shape.str(), event.axes, event.shape.str());
+}
+
+// Ties lie in the passes that there are, and name experts that there are.
+void check_ties(const Trace& trace) {
+  std::set<std::tuple<int, int, int, int64_t>> seen;
+  std::map<int, int64_t> experts;  // of a layer
+  for (const TraceEvent& event : trace.events())
+    if (event.site == "router_weights") experts[event.layer] = event.shape[1];
+  for (const Trace::Tie& tie : trace.ties) {
+    const auto row = static_cast<size_t>(tie.row);
+    bool good = row < trace.sequences.size() && tie.layer >= 0 &&
+                (trace.layers == 0 || tie.layer < trace.layers) && tie.step >= 0 && !tie.experts.empty() &&
+                seen.emplace(tie.step, tie.row, tie.layer, tie.position).second;
+    if (good) {
+      const auto prompt = static_cast<int64_t>(trace.sequences[row].ids.size());
+      const auto fed = static_cast<int64_t>(trace.sequences[row].fed.size());
+      good = tie.step == 0 ? tie.position >= 0 && tie.position < prompt
+                           : tie.step <= fed && tie.position == prompt + tie.step - 1;
+    }
+    const auto known = experts.find(tie.layer);
+    const int64_t count = known == experts.end() ? kMostSteps : known->second;
+    good = good && std::ranges::is_sorted(tie.experts, std::less_equal<>()) &&
+           std::ranges::all_of(tie.experts, [&](int expert) { return expert >= 0 && expert < count; });
+    if (!good)
+      fail(ErrorCode::format,
+           "[{}] ties: expected each a step, row, layer and position of the trace, once, with the experts "
+           "that were chosen, ascending; got step {}, row {}, layer {}, position {}",
+           trace.where, tie.step, tie.row, tie.layer, tie.position);
+  }
+}
+
 // A declared site without an event, or a position twice, means that the capture went wrong.
 void check_complete(const Trace& trace) {
   if (trace.events().empty())
@@ -261,8 +301,10 @@ void check_complete(const Trace& trace) {
     fail(ErrorCode::format, "[{}] sites: expected those recorded, got none", trace.where);
   std::map<std::tuple<int, int, int, std::string>, std::map<int64_t, int64_t>> seen;  // first to past last
   std::set<std::string> sites;
+  std::map<std::string, const TraceEvent*> shapes;
   for (const TraceEvent& event : trace.events()) {
     check_place(trace, event);
+    check_shape(trace, event, shapes);
     auto& parts = seen[{event.step, event.row, event.layer, event.site}];
     const auto [at, is_new] = parts.emplace(event.first_position, event.first_position + event.shape[0]);
     const bool overlaps = !is_new || (at != parts.begin() && std::prev(at)->second > at->first) ||
@@ -397,6 +439,7 @@ Trace Trace::open(const fs::path& directory) {
   }
   trace.storage_ = shards.maps();
   check_complete(trace);
+  check_ties(trace);
   check_hashes(hash_rule(manifest, trace, manifest_name), trace, tensors);
   return trace;
 }

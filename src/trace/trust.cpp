@@ -6,6 +6,7 @@
 #include "tensor/fail.h"
 #include "trace/compare.h"
 #include "trace/inject.h"
+#include "trace/ties.h"
 
 namespace lockstep {
 namespace {
@@ -173,6 +174,30 @@ std::string routers(const Trace& trace) {
   return {};
 }
 
+// Choices that are not the best by the trace's own logits, in a trace where most are: a router that chooses
+// otherwise, by a bias say, does so in most rows.
+std::string choices(const Trace& trace) {
+  const Rows all = join(trace);
+  int64_t held = 0, broken = 0;
+  std::string first;
+  for (const auto& [place, weights] : all) {
+    const TraceEvent& event = *weights.event;
+    if (event.site != "router_weights") continue;
+    const Joined* logits = find(all, event.step, event.layer, "router_logits", event.row);
+    if (logits == nullptr) continue;
+    for (const auto& [position, row] : weights.rows) {
+      const auto scores = logits->rows.find(position);
+      if (scores == logits->rows.end() || scores->second.size() != row.size()) continue;
+      const bool right = chosen_by(row, scores->second);
+      ++(right ? held : broken);
+      if (!right && first.empty())
+        first = fmt::format("{} of step {}, sequence {}, position {} chooses others than its router_logits",
+                            event.name(), event.step, event.row, position);
+    }
+  }
+  return held > broken ? first : "";
+}
+
 // Lengths of rows that are the model's own: residual stream, vocabulary, experts. Heads may be laid out
 // otherwise by an engine.
 std::map<std::string, int64_t> widths(const Trace& trace) {
@@ -206,7 +231,7 @@ bool has_dense_layers(const Trace& trace) {
 }  // namespace
 
 std::string self_check(const Trace& trace) {
-  for (const auto check : {non_finite, repeats, embeddings, routers, sums}) {
+  for (const auto check : {non_finite, repeats, embeddings, routers, choices, sums}) {
     if (const std::string problem = check(trace); !problem.empty()) return trace.where + ": " + problem;
   }
   return {};

@@ -5,8 +5,11 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <functional>
+#include <numeric>
 
 #include "lockstep/divergence.h"
+#include "lockstep/error.h"
 #include "support/traces.h"
 
 namespace lockstep {
@@ -29,23 +32,21 @@ struct Mixtral {
   }
 };
 
-// A reference whose router decided one row otherwise: its last chosen expert exchanged for the best of the others.
+// A reference whose router decided one row otherwise: the second and the third of its logits exchanged, and their
+// weights.
 Trace decided_otherwise(const Trace& reference, int layer, int64_t position) {
-  std::vector<float> logits;
+  size_t second = 0, third = 0;
   return edited(reference, [&](TraceEvent& event, std::vector<float>& values) {
-    if (event.step != 0 || event.row != 0 || event.layer != layer) return true;
+    if (event.step != 0 || event.row != 0 || event.layer != layer || event.axes != "T E") return true;
     const auto experts = static_cast<size_t>(event.shape[1]);
-    const auto row = static_cast<ptrdiff_t>(static_cast<size_t>(position) * experts);
-    if (event.site == "router_logits")
-      logits.assign(values.begin() + row, values.begin() + row + static_cast<ptrdiff_t>(experts));
-    if (event.site != "router_weights") return true;
-    size_t out = experts, in = experts;
-    float* weights = values.data() + row;
-    for (size_t e = 0; e < experts; ++e) {
-      if (weights[e] != 0 && (out == experts || logits[e] < logits[out])) out = e;
-      if (weights[e] == 0 && (in == experts || logits[e] > logits[in])) in = e;
+    float* row = values.data() + static_cast<size_t>(position) * experts;
+    if (event.site == "router_logits") {
+      std::vector<size_t> order(experts);
+      std::iota(order.begin(), order.end(), 0);
+      std::ranges::sort(order, std::greater<>(), [&](size_t e) { return row[e]; });
+      second = order[1], third = order[2];
     }
-    std::swap(weights[out], weights[in]);
+    std::swap(row[second], row[third]);
     return true;
   });
 }
@@ -105,6 +106,75 @@ TEST(Ties, AreWrittenAndRead) {
   ASSERT_EQ(read.ties.size(), 1U);
   EXPECT_EQ(read.ties[0].position, 13);
   EXPECT_EQ(read.ties[0].experts, (std::vector<int>{0, 3}));
+}
+
+TEST(Ties, ThatCannotBeAreRefused) {
+  const Mixtral mixtral;
+  Trace ours = record_trace(model_of("mixtral"), mixtral.options());
+  const auto folder =
+      std::filesystem::path(testing::TempDir()) / ("no-ties-" + std::to_string(::getpid()));
+  const Trace::Tie good{0, 0, 1, 3, {0, 3}};
+  const auto refused = [&](const std::function<void(Trace::Tie&)>& change) {
+    ours.ties = {good};
+    change(ours.ties[0]);
+    ours.save(folder);
+    EXPECT_THROW(Trace::open(folder), Error);
+  };
+  refused([](auto& tie) { tie.step = -1; });
+  refused([](auto& tie) { tie.step = 9; });
+  refused([](auto& tie) { tie.row = 99; });
+  refused([](auto& tie) { tie.row = -1; });
+  refused([](auto& tie) { tie.layer = 2; });
+  refused([](auto& tie) { tie.layer = -1; });
+  refused([](auto& tie) { tie.position = 999; });
+  refused([](auto& tie) { tie.position = -5; });
+  for (const auto& experts : {std::vector<int>{}, {1, 1}, {0, 99}, {3, 0}, {-1, 2}})
+    refused([&](auto& tie) { tie.experts = experts; });
+  ours.ties = {good, good};
+  ours.save(folder);
+  EXPECT_THROW(Trace::open(folder), Error);
+  std::filesystem::remove_all(folder);
+}
+
+// The third expert in the place of the second, against the subject's own logits: no tie, however coarse the floor.
+TEST(Ties, AreOfTheSubjectsOwnLogits) {
+  const Mixtral mixtral;
+  const Trace ours = record_trace(model_of("mixtral"), mixtral.options());
+  const Trace wrong = decided_otherwise(ours, 1, 8);  // the smallest margin
+  std::vector<std::vector<float>> own;
+  for (const TraceEvent& event : ours.events())
+    if (event.site == "router_logits") own.emplace_back(event.values.begin(), event.values.end());
+  size_t at = 0;
+  const Trace subject = edited(wrong, [&](TraceEvent& event, std::vector<float>& values) {
+    if (event.site == "router_logits") values = own.at(at++);
+    return true;
+  });
+  Trace judged = subject;
+  judged.precision = "fast";
+  judged.kv_type = "f16";
+  const DiffReport report = diff(judged, mixtral.reference, mixtral.floor);
+  EXPECT_NE(report.verdict, Verdict::within) << report.reason;
+  ASSERT_TRUE(report.first);
+  EXPECT_EQ(report.first->name(), "L01.router_weights");
+}
+
+// A reference that chose against its own logits is damaged.
+TEST(Ties, OfAReferenceAreOfItsOwnLogits) {
+  const Mixtral mixtral;
+  const Trace damaged = edited(mixtral.reference, [](TraceEvent& event, std::vector<float>& values) {
+    if (event.step == 0 && event.row == 0 && event.name() == "L01.router_weights")
+      std::reverse(values.begin(), values.begin() + event.shape[1]);
+    return true;
+  });
+  TraceOptions options = mixtral.options();
+  options.ties = {&damaged, &mixtral.floor};
+  const Trace ours = record_trace(model_of("mixtral"), options);
+  EXPECT_TRUE(std::ranges::none_of(ours.ties, [](const Trace::Tie& tie) {
+    return tie.step == 0 && tie.row == 0 && tie.layer == 1 && tie.position == 0;
+  }));
+  const DiffReport report = diff(ours, damaged, mixtral.floor);
+  EXPECT_EQ(report.verdict, Verdict::inconclusive);
+  EXPECT_NE(report.reason.find("chooses others than its router_logits"), std::string::npos) << report.reason;
 }
 
 // Choices that the reference's logits do not call ties are errors of the weights, though what follows agrees.

@@ -94,6 +94,22 @@ TEST(Diff, ErrorsThatDrownInTheResidualAreErrors) {
   EXPECT_EQ(report.first->name(), "L01.attn_ctx");
 }
 
+// Layouts are tried on what was kept of each head.
+TEST(Diff, ReducedRowsOfHeadsAreCompared) {
+  const Case llama("llama");
+  const auto folder = fs::path(testing::TempDir()) / ("reduced-" + std::to_string(::getpid()));
+  for (const char* store : {"sample:8", "sketch:8"}) {
+    TraceOptions options = follow(llama.reference);
+    options.fault = "rope-interleaved";
+    options.storage = parse_storage(store, 3);
+    record_trace_to(folder, model_of("llama"), options);
+    const DiffReport report = diff(Trace::open(folder), llama.reference, llama.floor);
+    ASSERT_TRUE(report.first) << store;
+    EXPECT_EQ(report.first->name(), "L00.q_rope") << store;
+  }
+  fs::remove_all(folder);
+}
+
 // Layer 0 turns queries and keys by position: two texts that meet in a token share them, and only them.
 TEST(Diff, TokensThatMeetAreNotRecordedTwice) {
   TraceOptions options;

@@ -13,6 +13,8 @@ def input_form(precision, stored, role):
     """stored: integers, bf16 or float (f16 and f32). -> the form of a product's inputs"""
     if precision in ("f32", "bf16", "q8"):
         return precision
+    if precision not in ("exact", "fast"):
+        raise ValueError(f"no rounding is known of {precision}")
     if stored == "integers":
         return "fixed8" if precision == "fast" and role in TAKES_8_BITS else "fixed16"
     return "bf16" if precision == "fast" and stored == "bf16" and role != "router" else "f32"

@@ -46,6 +46,6 @@ def parse(text, seed):
     kind, _, count = text.partition(":")
     if text == "full":
         return FULL
-    if kind not in ("sample", "sketch") or not count.isdigit() or not 1 <= int(count) <= 1048576:
-        raise ValueError(f"expected full, sample:N or sketch:N, N up to 1048576; got {text}")
+    if kind not in ("sample", "sketch") or not count.isdigit() or not 8 <= int(count) <= 1048576:
+        raise ValueError(f"expected full, sample:N or sketch:N, N from 8 to 1048576; got {text}")
     return Storage(kind, int(count), seed)

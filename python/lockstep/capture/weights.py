@@ -24,7 +24,7 @@ def load(path):
     elif is_mlx(path):
         model = from_mlx(path)
     else:
-        model = AutoModelForCausalLM.from_pretrained(path, **ARGUMENTS)
+        model = all_loaded(path, path, **ARGUMENTS)
     model.eval()
     if getattr(model.config, "num_local_experts", 0):
         model.set_experts_implementation("eager")
@@ -43,7 +43,7 @@ COARSENESS = ("float", "bf16", "integers")
 def formats(path):
     """How the weights of each product are stored. -> {(layer, role): integers, bf16 or float}, the head's layer None;
     experts stored differently count as the coarsest of them."""
-    path, out = Path(path), {}
+    path, out, embedding = Path(path), {}, None
     for name, stored in (gguf_formats(path) if path.suffix == ".gguf" else folder_formats(path)).items():
         place = re.search(r"(?:blk|layers)\.(\d+)\.(.+)$", name)
         if place:    # without "weight", "_exps" and the numbers of experts
@@ -55,6 +55,8 @@ def formats(path):
             out[key] = max(out.get(key, "float"), stored, key=COARSENESS.index)
         if re.search(r"(token_embd|embed_tokens)\.weight$", name):
             embedding = stored
+    if embedding is None:
+        sys.exit(f"{path}: expected model*.safetensors or one .gguf file with the embeddings, found none")
     out.setdefault((None, "head"), embedding)
     return out
 
@@ -66,12 +68,18 @@ def gguf_formats(path):
 
 def folder_formats(folder):
     """Of MLX too, whose quantised matrices have scales."""
+    kinds = tensor_types(folder)
+    stored = lambda name: "integers" if name.removesuffix("weight") + "scales" in kinds else "bf16" if kinds[name] == "BF16" else "float"
+    return {name: stored(name) for name in kinds if not name.endswith((".scales", ".biases"))}
+
+
+def tensor_types(folder):
+    """-> {name: dtype as safetensors writes it}"""
     kinds = {}
     for file in files(folder):
         with safe_open(file, "np") as tensors:
             kinds |= {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}
-    stored = lambda name: "integers" if name.removesuffix("weight") + "scales" in kinds else "bf16" if kinds[name] == "BF16" else "float"
-    return {name: stored(name) for name in kinds if not name.endswith((".scales", ".biases"))}
+    return kinds
 
 
 def files(path):
@@ -84,9 +92,15 @@ def from_gguf(path):
     reader = gguf.GGUFReader(path)
     if "llama.expert_count" in reader.fields:
         return mixtral_from_gguf(path, reader)
-    model, loading = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, output_loading_info=True, **ARGUMENTS)
-    if loading["missing_keys"]:
-        sys.exit(f"{path}: transformers finds no weights for {', '.join(sorted(loading['missing_keys'])[:3])}")
+    return all_loaded(path, path.parent, gguf_file=path.name, **ARGUMENTS)
+
+
+def all_loaded(path, *where, **how):
+    """transformers leaves weights that it does not find at random."""
+    model, loading = AutoModelForCausalLM.from_pretrained(*where, output_loading_info=True, **how)
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        sys.exit(f"{path}: transformers finds no weights for {', '.join(missing[:3])}")
     return model
 
 
@@ -128,8 +142,10 @@ def mixtral_from_gguf(path, reader):
 
 
 def is_mlx(folder):
+    """MLX's own names of experts, or its quantisation."""
     config = Path(folder) / "config.json"
-    return config.exists() and "quantization" in json.loads(config.read_text())
+    quantised = config.exists() and "quantization" in json.loads(config.read_text())
+    return quantised or any(".switch_mlp." in name for name in tensor_types(folder))
 
 
 def from_mlx(folder):
