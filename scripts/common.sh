@@ -27,12 +27,16 @@ need_packages() {
   advice=
 }
 
-# A cargo that is recent enough, from Debian where there is none.
+# A cargo that is recent enough, from Debian where there is none. The first on PATH may be too old, or rustup's with no
+# toolchain behind it: any will do, and text/cargo.cmake takes the same.
 need_cargo() {
-  local version
-  version=$(cargo --version 2>/dev/null | sed -E 's/^cargo ([0-9]+)\.([0-9]+).*/\1 \2/') || true
-  set -- ${version:-0 0}
-  if [ "$1" -gt 1 ] || { [ "$1" -eq 1 ] && [ "$2" -ge 85 ]; }; then return 0; fi
+  local cargo version
+  while read -r cargo; do
+    version=$("$cargo" --version 2>/dev/null | sed -E 's/^cargo ([0-9]+)\.([0-9]+).*/\1 \2/') || true
+    # shellcheck disable=SC2086 # two words
+    set -- ${version:-0 0}
+    if [ "$1" -gt 1 ] || { [ "$1" -eq 1 ] && [ "$2" -ge 85 ]; }; then return 0; fi
+  done < <(type -ap cargo)
   need_packages rustc-web cargo-web
 }
 
