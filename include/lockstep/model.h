@@ -27,6 +27,8 @@ enum class Precision { f32, exact, fast };
 std::string_view precision_name(Precision precision);
 /// Error `invalid_argument` for another name.
 Precision parse_precision(std::string_view name);
+/// Error `invalid_argument` unless this processor runs these kernels; empty: the best there are.
+void check_isa(std::string_view name);
 
 struct ModelOptions {
   Precision precision = Precision::exact;

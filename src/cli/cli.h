@@ -53,8 +53,10 @@ void declare_floor(CLI::App& app);
 void declare_check(CLI::App& app);
 void declare_selftest(CLI::App& app);
 
-/// Prints the faults that can be injected.
-void list_faults();
+/// --inject on a verb. `list` prints the faults and ends there, whatever else the verb requires.
+void declare_inject(CLI::App& verb, std::string& fault, const std::string& description);
+/// "1 thread", "2 threads".
+std::string counted(int64_t count, const std::string& what);
 /// A file's contents; "-" reads standard input. Error if it cannot be read.
 std::string read_text(const std::string& path);
 /// "1,2,3" as ids. Error naming what is not a number.

@@ -1,8 +1,10 @@
 #include "errors.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 namespace lockstep::cli {
@@ -11,6 +13,64 @@ namespace {
 // "Exactly 1 option from [LIST] is required( and N were given)" of CLI11.
 constexpr std::string_view kChoice = "Exactly 1 option from [";
 constexpr std::string_view kRequired = " is required";
+// "Requires at most 1 options be given from [LIST]"
+constexpr std::string_view kAtMostOne = "Requires at most 1 options be given from [";
+
+// How many of the choices of a verb were made.
+int64_t chosen(const CLI::App& verb) {
+  int64_t count = 0;
+  for (const CLI::App* group : verb.get_subcommands([](const CLI::App*) { return true; })) {
+    for (const CLI::Option* option : group->get_options()) count += option->count() > 0 ? 1 : 0;
+  }
+  return count;
+}
+
+// Letters to add, drop or replace until one word is the other.
+size_t distance(std::string_view one, std::string_view other) {
+  std::vector<size_t> row(other.size() + 1);
+  std::iota(row.begin(), row.end(), size_t{0});
+  for (size_t i = 0; i < one.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i + 1;
+    for (size_t j = 0; j < other.size(); ++j) {
+      const size_t replaced = diagonal + (one[i] == other[j] ? 0 : 1);
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({replaced, row[j] + 1, row[j + 1] + 1});
+    }
+  }
+  return row.back();
+}
+
+// "; did you mean X?" if one of them is near.
+std::string did_you_mean(std::string_view word, const std::vector<std::string>& names) {
+  constexpr size_t kNear = 2;
+  std::string nearest;
+  size_t least =
+      std::min(kNear + 1, std::max<size_t>(word.size(), 1) - 1);  // of "-z" nobody knows what was meant
+  for (const std::string& name : names) {
+    const size_t far = distance(word, name);
+    if (far < least) {
+      least = far;
+      nearest = name;
+    }
+  }
+  return nearest.empty() ? "" : "; did you mean " + nearest + "?";
+}
+
+// The long flags of a verb, those of its groups included.
+std::vector<std::string> flags_of(const CLI::App& verb) {
+  std::vector<std::string> names;
+  const auto add = [&](const CLI::App& app) {
+    for (const CLI::Option* option : app.get_options()) {
+      for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
+    }
+  };
+  add(verb);
+  for (const CLI::App* group : verb.get_subcommands([](const CLI::App*) { return true; })) {
+    if (group->get_name().empty()) add(*group);
+  }
+  return names;
+}
 
 std::string choice_message(const std::string& text) {
   const size_t end = text.find(']');
@@ -32,13 +92,21 @@ std::string left_over(const CLI::App& app) {
 }
 
 std::string what_is_wrong(const CLI::App& app, const CLI::ParseError& error) {
+  const auto verbs = app.get_subcommands();
+  const CLI::App& verb = verbs.empty() ? app : *verbs[0];
   std::string text = error.what();
   const std::string rest = left_over(app);
-  if (!rest.empty() && rest[0] == '-') return rest + ": expected a flag of this verb, got another";
+  if (!rest.empty() && rest[0] == '-')
+    return rest + ": expected a flag of this verb, got another" + did_you_mean(rest, flags_of(verb));
   if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) {
     return "arguments: expected no more, got \"" + rest + "\"";
   }
   if (text.starts_with(kChoice)) return choice_message(text);
+  if (text.starts_with(kAtMostOne)) {
+    return "input: expected at most one of " +
+           text.substr(kAtMostOne.size(), text.find(']') - kAtMostOne.size()) + ", got " +
+           std::to_string(chosen(verb));
+  }
   if (text.ends_with(kRequired))
     return text.substr(0, text.size() - kRequired.size()) + ": expected a value, got none";
   if (const size_t at = text.find(": 1 required"); at != text.npos) {
@@ -60,6 +128,14 @@ std::string usage_message(const CLI::App& app, const CLI::ParseError& error) {
   const std::string verb = verbs.empty() ? "" : verbs[0]->get_name();
   return "[" + (verb.empty() ? "lockstep" : verb) + "] " + what_is_wrong(app, error) + " (see lockstep " +
          verb + (verb.empty() ? "" : " ") + "--help)";
+}
+
+std::string unknown_verb(const CLI::App& app, const std::string& word) {
+  std::vector<std::string> names = {"help"};
+  for (const CLI::App* verb : app.get_subcommands([](const CLI::App*) { return true; }))
+    names.push_back(verb->get_name());
+  return "[lockstep] verb: expected one that it has, got \"" + word + "\"" + did_you_mean(word, names) +
+         " (see lockstep --help)";
 }
 
 void print_error(std::string_view message) {

@@ -39,6 +39,9 @@ CLI::Validator taken_by(Parse parse) {
 /// `[verb] what: expected ..., got ...` for what CLI11 found wrong with the arguments of `app`.
 std::string usage_message(const CLI::App& app, const CLI::ParseError& error);
 
+/// The same for a word that is no verb, with the one that is nearly it.
+std::string unknown_verb(const CLI::App& app, const std::string& word);
+
 /// Prints "lockstep: " and the message as one line on stderr, whatever names from files and arguments it
 /// quotes.
 void print_error(std::string_view message);

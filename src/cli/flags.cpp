@@ -28,7 +28,8 @@ void ModelFlags::declare(CLI::App& verb, bool with_context) {
                   "that does little harm, bf16 where weights are")
       ->check(taken_by([](const std::string& name) { parse_precision(name); }))
       ->capture_default_str();
-  verb.add_option("--isa", isa, "kernels to use: avx512bf16, avx512, avx2 or scalar; default: the best here");
+  verb.add_option("--isa", isa, "kernels to use: avx512bf16, avx512, avx2 or scalar; default: the best here")
+      ->check(taken_by([](const std::string& name) { check_isa(name); }));
   if (with_context) {
     verb.add_option("-c,--context", context, "most tokens in the session; 0: the model's own limit")
         ->check(in_range(int64_t{0}, (int64_t{1} << 31) - 1));
@@ -110,6 +111,10 @@ std::vector<int32_t> parse_ids(const std::string& text) {
     at = next;
   }
   return ids;
+}
+
+std::string counted(int64_t count, const std::string& what) {
+  return std::to_string(count) + " " + what + (count == 1 ? "" : "s");
 }
 
 void show_progress(const std::string& what, double share) {

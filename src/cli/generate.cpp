@@ -47,7 +47,6 @@ std::string prompt_text(const Flags& flags) {
 void run(const Flags& flags) {
   const std::string text = prompt_text(flags);
   const auto start = std::chrono::steady_clock::now();
-  if (flags.fault == "list") return list_faults();
   std::optional<FaultObserver> fault;
   if (!flags.fault.empty()) fault.emplace(flags.fault, resolve_model(flags.model.model));
   const auto model = flags.model.load(fault ? fault->config_patch() : "");
@@ -87,10 +86,10 @@ void run(const Flags& flags) {
   const double gbs = static_cast<double>(model->info().token_bytes) * t.decode_tps * 1e-9;
   std::fprintf(stderr,
                "%zu prompt + %zu new tokens | prefill %.1f tokens/s, first after %.0f ms | decode "
-               "%.1f tokens/s, %.1f GB/s | %s, %s, %d threads | logits %016lx\n",
+               "%.1f tokens/s, %.1f GB/s | %s, %s, %s | logits %016lx\n",
                prompt.size(), result.ids.size(), t.prefill_tps, t.ttft_ms, t.decode_tps, gbs,
                std::string(model->isa()).c_str(), std::string(precision_name(model->precision())).c_str(),
-               model->threads(), static_cast<unsigned long>(result.logits_hash));
+               counted(model->threads(), "thread").c_str(), static_cast<unsigned long>(result.logits_hash));
 }
 
 }  // namespace
@@ -114,15 +113,17 @@ void declare_generate(CLI::App& app) {
       ->check(in_range(int64_t{0}, int64_t{1000}));
   verb->add_flag("--json", flags->json, "print one JSON object instead of the text");
   flags->generate.declare(*verb);
-  verb->add_option("--inject", flags->fault,
-                   "compute wrongly on purpose: NAME or NAME@layer=N; list: names them")
-      ->type_name("FAULT");
+  declare_inject(*verb, flags->fault, "compute wrongly on purpose: NAME or NAME@layer=N; list: names them");
   verb->footer(
       "Examples:\n"
       "  lockstep generate -p 'Name three colours.' -n 40\n"
       "  lockstep generate -m model.gguf --raw -p 'Once upon a time' --temp 0.8 --seed 7\n"
       "  git diff | lockstep generate - --system 'Summarise this change.'");
-  verb->callback([flags] { run(*flags); });
+  verb->callback([flags] {
+    if (flags->logprobs && !flags->json)
+      throw CLI::ValidationError("--logprobs", "expected --json beside it, got none");
+    run(*flags);
+  });
 }
 
 }  // namespace lockstep::cli

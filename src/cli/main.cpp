@@ -1,5 +1,6 @@
 // Entry point: declares the verbs, runs the one named, and turns errors into one line.
 #include <csignal>
+#include <cstdio>
 #include <exception>
 #include <new>
 
@@ -32,11 +33,18 @@ int run(int argc, char** argv) {
         lockstep::cli::declare_floor, lockstep::cli::declare_check, lockstep::cli::declare_selftest}) {
     declare(app);
   }
-  if (argc > 1 && argv[1][0] != '-' &&
-      app.get_subcommands([&](const CLI::App* verb) { return verb->get_name() == argv[1]; }).empty()) {
-    lockstep::cli::print_error("[lockstep] verb: expected one that it has, got \"" + std::string(argv[1]) +
-                               "\" (see lockstep --help)");
+  const std::string first = argc > 1 ? argv[1] : "";
+  const bool help = first.empty() || first == "help";
+  const std::string word = first == "help" && argc > 2 ? argv[2] : first;
+  const auto verbs = app.get_subcommands([&](const CLI::App* verb) { return verb->get_name() == word; });
+  if (argc > 1 && word[0] != '-' && word != "help" && verbs.empty()) {
+    lockstep::cli::print_error(lockstep::cli::unknown_verb(app, word));
     return kUsage;
+  }
+  if (help) {
+    std::fputs((verbs.empty() ? app.help() : verbs[0]->help("lockstep")).c_str(), stdout);
+    if (argc > 1) return 0;
+    std::fflush(stdout);  // before the line that says why nothing was done
   }
   try {
     app.parse(argc, argv);

@@ -91,12 +91,12 @@ bool measured(const std::filesystem::path& reference, const ModelFlags& flags, F
 }
 
 void run_trace(const TraceFlags& flags) {
-  if (flags.fault == "list") return list_faults();
   if (!flags.validate.empty()) {
     const Trace trace = Trace::open(flags.validate);
-    std::printf("%s: %s, %zu tensors, %zu sequences, level %d, policy %s/%s: well formed\n",
-                flags.validate.c_str(), trace.engine.c_str(), trace.events().size(), trace.sequences.size(),
-                trace.level, trace.precision.c_str(), trace.kv_type.c_str());
+    std::printf("%s: %s, %s, %s, level %d, policy %s/%s: well formed\n", flags.validate.c_str(),
+                trace.engine.c_str(), counted(std::ssize(trace.events()), "tensor").c_str(),
+                counted(std::ssize(trace.sequences), "sequence").c_str(), trace.level,
+                trace.precision.c_str(), trace.kv_type.c_str());
     return;
   }
   if (flags.out.empty())
@@ -135,8 +135,8 @@ void run_trace(const TraceFlags& flags) {
   }
   require_acting(options.fault, path, options);
   const int64_t tensors = record_trace_to(flags.out, path, options);
-  std::printf("%s: %lld tensors of %zu sequences\n", flags.out.c_str(), static_cast<long long>(tensors),
-              options.sequences.size());
+  std::printf("%s: %s of %s\n", flags.out.c_str(), counted(tensors, "tensor").c_str(),
+              counted(std::ssize(options.sequences), "sequence").c_str());
 }
 
 Floor floor_of(const DiffFlags& flags, const std::string& policy) {
@@ -157,6 +157,7 @@ void finish(const DiffFlags& flags, const DiffReport& report) {
     file << report_html(report);
     file.close();
     if (!file) throw Error(ErrorCode::io, "[" + flags.html + "] write: expected a file that can be written");
+    std::fprintf(stderr, "%s: the report, for a browser\n", flags.html.c_str());
   }
   std::fputs(flags.json ? (report_json(report) + "\n").c_str()
                         : report_text(report, isatty(STDOUT_FILENO) != 0).c_str(),
@@ -256,11 +257,22 @@ void run_bisect(const DiffFlags& flags) {
       &flags.model);
 }
 
+// A file that is no safetensors at all is a slip of the hand; one that is, but damaged, decides nothing.
+void require_bundle(const std::string& path) {
+  constexpr std::streamsize kLength = 8;  // of the header, before it
+  char start[kLength + 1] = {};
+  std::ifstream(path, std::ios::binary).read(start, sizeof start);
+  if (start[kLength] != '{')
+    throw Error(ErrorCode::invalid_argument,
+                "[" + path + "] reference: expected a trace's directory or a bundle of replay, got neither");
+}
+
 void run_replay(const DiffFlags& flags) {
   or_inconclusive(
       [&] {
         const TraceOptions options = options_of(flags);
         if (std::filesystem::is_regular_file(flags.reference)) {
+          require_bundle(flags.reference);
           if (!flags.fault.empty() || !flags.site.empty() || !flags.bundle.empty() || !flags.floor.empty()) {
             throw Error(
                 ErrorCode::invalid_argument,
@@ -368,11 +380,18 @@ void declare_comparison(CLI::App& verb, DiffFlags& flags) {
 
 }  // namespace
 
-void list_faults() {
-  for (const Fault& fault : faults()) {
-    std::printf("%-28s %2d  %-14s %s\n", fault.name.c_str(), fault.kind, fault.site.c_str(),
-                fault.summary.c_str());
-  }
+void declare_inject(CLI::App& verb, std::string& fault, const std::string& description) {
+  const auto list = [](const std::string& text) {
+    if (text != "list") return;
+    to_the_end([] {
+      for (const Fault& each : faults()) {
+        std::printf("%-28s %2d  %-14s %s\n", each.name.c_str(), each.kind, each.site.c_str(),
+                    each.summary.c_str());
+      }
+    });
+    throw CLI::Success();
+  };
+  verb.add_option("--inject", fault, description)->type_name("FAULT")->each(list);
 }
 
 void declare_trace(CLI::App& app) {
@@ -381,7 +400,7 @@ void declare_trace(CLI::App& app) {
   flags->model.precision = "f32";
   flags->model.kv_type = "f32";
   flags->model.declare(*verb, false);
-  auto* input = verb->add_option_group("input", "What to compute (exactly one)")->require_option(0, 1);
+  auto* input = verb->add_option_group("input", "What to compute")->require_option(0, 1);
   input->add_option("-p,--prompt", flags->prompt, "a prompt")->type_name("TEXT");
   input->add_option("--ids", flags->ids, "token ids divided by commas; several sequences divided by ;")
       ->type_name("IDS");
@@ -397,9 +416,8 @@ void declare_trace(CLI::App& app) {
                    "0: logits, 1: layers, 2: every operation, 3: scores and experts too; "
                    "default: 2, or that of --follow")
       ->check(in_range(0, 3));
-  verb->add_option("--inject", flags->fault,
-                   "compute wrongly on purpose: NAME or NAME@layer=N,head=A-B; list: names them")
-      ->type_name("FAULT");
+  declare_inject(*verb, flags->fault,
+                 "compute wrongly on purpose: NAME or NAME@layer=N,head=A-B; list: names them");
   verb->add_option("--layers", flags->layers, "only the sites of these layers")->type_name("FIRST-LAST");
   verb->add_option("--store", flags->store,
                    "of each row keep all (full), some columns (sample:N) or random sums (sketch:N)")
@@ -447,7 +465,7 @@ void declare_replay(CLI::App& app) {
       ->type_name("DIR|FILE")
       ->required();
   verb->add_option("--site", flags->site, "only this operation, such as L00.q_rope")->type_name("SITE");
-  verb->add_option("--inject", flags->fault, "compute wrongly on purpose, as for trace")->type_name("FAULT");
+  declare_inject(*verb, flags->fault, "compute wrongly on purpose, as for trace; list: names the faults");
   verb->add_option(
           "--bundle", flags->bundle,
           "write the first wrong operation, or that of --site, with inputs, weight and expected output")
@@ -471,7 +489,7 @@ void declare_bisect(CLI::App& app) {
   flags->model.kv_type = "f32";
   flags->model.declare(*verb, false);
   verb->add_option("reference", flags->reference, "trace to be trusted")->type_name("DIR")->required();
-  verb->add_option("--inject", flags->fault, "compute wrongly on purpose, as for trace")->type_name("FAULT");
+  declare_inject(*verb, flags->fault, "compute wrongly on purpose, as for trace; list: names the faults");
   verb->add_flag(
       "--graft", flags->graft,
       "also find the last wrong layer, by feeding the reference's residuals: one fault or several");
@@ -507,7 +525,7 @@ void declare_check(CLI::App& app) {
   verb->add_option("--length", flags->length, "tokens of the random text")
       ->check(in_range(int64_t{2}, int64_t{1} << 20))
       ->capture_default_str();
-  verb->add_option("--inject", flags->fault, "compute wrongly on purpose, as for trace")->type_name("FAULT");
+  declare_inject(*verb, flags->fault, "compute wrongly on purpose, as for trace; list: names the faults");
   verb->footer(
       "Logits must be the same, bit for bit, for any number of threads, chunks, batch and reuse of the "
       "cache;\n"

@@ -41,6 +41,8 @@ Precision parse_precision(std::string_view name) {
   fail(ErrorCode::invalid_argument, "[precision] name: expected f32, exact or fast, got {}", name);
 }
 
+void check_isa(std::string_view name) { kernels::select(name); }
+
 namespace {
 
 ModelInfo describe(const Checkpoint& checkpoint, const Binder& binder) {

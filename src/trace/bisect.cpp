@@ -119,7 +119,8 @@ DiffReport bisect(const std::filesystem::path& path, const TraceOptions& options
   const int first = report.first->layer;
   const std::optional<int> last =
       last_faulty(Feeder(path, options), reference, floor, first, static_cast<int>(reference.layers), runs);
-  const std::string done = fmt::format("{} runs with the reference's residuals grafted into ours: ", runs);
+  const std::string done =
+      fmt::format("{} run{} with the reference's residuals grafted into ours: ", runs, runs == 1 ? "" : "s");
   report.notes.push_back(
       done + (!last ? "no layer's repairs the logits: after the layers something is wrong too"
               : *last == first

@@ -67,7 +67,7 @@ std::vector<CheckResult> check_model(const std::filesystem::path& path, const Mo
   for (const int threads : {1, 2, 3}) {
     ModelOptions other = options;
     other.threads = threads;
-    add(fmt::format("{} threads", threads),
+    add(fmt::format("{} thread{}", threads, threads == 1 ? "" : "s"),
         same(session(Model::load(path, other)).append(ids).values(), whole.values()));
   }
   for (const int64_t chunk : {1, 7, 32, 33}) {

@@ -40,7 +40,8 @@ bool same_tokens(const Trace& trace, const TraceEvent& one, const TraceEvent& ot
   std::vector<int32_t> a = tokens_up_to(trace, one), b = tokens_up_to(trace, other);
   if (of_token_and_position(one)) {
     const auto own = [](std::vector<int32_t>& tokens, const TraceEvent& event) {
-      tokens.erase(tokens.begin(), tokens.begin() + std::min<ptrdiff_t>(event.first_position, std::ssize(tokens)));
+      tokens.erase(tokens.begin(),
+                   tokens.begin() + std::min<ptrdiff_t>(event.first_position, std::ssize(tokens)));
     };
     own(a, one);
     own(b, other);
@@ -279,9 +280,12 @@ std::string unusable(const std::filesystem::path& model, const TraceOptions& opt
   const ModelFacts facts(checkpoint);
   const std::string policy =
       fmt::format("{}/{}", precision_name(options.model.precision), kv_type_name(options.kv_type));
+  // Which of ours it was: without -m it is one that nobody named.
+  std::string other = same_model(facts, reference);
+  if (!other.empty()) other += "; ours is " + model.string();
   for (const std::string& problem :
-       {same_model(facts, reference), floor.other_model(reference), no_floor(floor, policy),
-        self_check(reference), same_weights(weight_sums(checkpoint), reference)}) {
+       {other, floor.other_model(reference), no_floor(floor, policy), self_check(reference),
+        same_weights(weight_sums(checkpoint), reference)}) {
     if (!problem.empty()) return problem;
   }
   return {};

@@ -71,6 +71,27 @@ TEST_F(Verbs, FaultsWithoutEffectAreUsage) {
   EXPECT_EQ(run("trace -m models/llama " + ids + " --steps 1 -o out --inject kv-lost-in-decode"), 0) << said_;
 }
 
+TEST_F(Verbs, FaultsAreListedWithoutAnythingElse) {
+  for (const char* verb : {"generate", "check", "bisect", "replay", "trace"}) {
+    EXPECT_EQ(run(std::string(verb) + " --inject list"), 0) << verb << said_;
+    EXPECT_TRUE(text("output").starts_with("rope-flatten-heads")) << said_;
+    EXPECT_EQ(text("errors"), "");
+  }
+}
+
+TEST_F(Verbs, HelpIsPrintedHoweverItIsAskedFor) {
+  ASSERT_EQ(run("--help"), 0);
+  const std::string help = text("output");
+  EXPECT_EQ(run("help"), 0);
+  EXPECT_EQ(text("output"), help);
+  EXPECT_EQ(run(""), 3);
+  EXPECT_EQ(text("output"), help);
+  ASSERT_EQ(run("trace --help"), 0);
+  const std::string of_verb = text("output");
+  EXPECT_EQ(run("help trace"), 0);
+  EXPECT_EQ(text("output"), of_verb);
+}
+
 TEST_F(Verbs, UsageIsNeverInconclusive) {
   EXPECT_EQ(run("trace -m models/llama --ids 1 --steps 100000 -o out"), 3) << said_;
   EXPECT_EQ(run("trace -m models/llama/model.safetensors --ids 1 -o out"), 3) << said_;
@@ -90,6 +111,7 @@ TEST_F(Verbs, ATraceDoesNotReplaceWhatItFollows) {
 
 TEST_F(Verbs, NothingToBundleIsSaid) {
   EXPECT_EQ(run("replay -m models/mistral traces/mixtral --bundle b.safetensors"), 2) << said_;
+  EXPECT_TRUE(said("; ours is models/mistral")) << said_;
   EXPECT_TRUE(said("the models differ: mistral, and mixtral")) << said_;
   EXPECT_FALSE(fs::exists(folder_ / "b.safetensors"));
 }
