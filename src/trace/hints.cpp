@@ -153,7 +153,11 @@ std::vector<std::string> hints(const SiteScore& first, const Joined& subject, co
     }
   }
   add(by_place(first));
-  if (grows(subject, reference)) add("the error grows with the position: base or scaling of RoPE");
+  // One key has a weight of 1 however it was turned, so attention shows a wrong rotation from position 1 on;
+  // what begins later is a window or the cache.
+  const bool rotated = first.site == "q_rope" || first.site == "k_rope" || first.site == "scores" ||
+                       (first.site == "attn_ctx" && first.first_bad <= 1);
+  if (rotated && grows(subject, reference)) add("the error grows with the position: base or scaling of RoPE");
   return all;
 }
 

@@ -1,4 +1,6 @@
 // Reports of a comparison: one terminal screen, JSON, one HTML file.
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
@@ -64,6 +66,31 @@ json as_json(const SiteScore& score) {
           {"finding", score.finding}};
 }
 
+// "scores, probs": names of what could not be compared, whatever their step, sequence and layer.
+std::string unmatched_sites(const std::vector<std::string>& unmatched) {
+  std::vector<std::string> names;
+  for (const std::string& each : unmatched) {
+    std::string name = each.substr(0, each.find(": "));  // "step 0, L01.scores: why"
+    name = name.substr(name.rfind(' ') + 1);
+    name = name.substr(name.find('.') + 1);
+    if (std::ranges::find(names, name) == names.end()) names.push_back(std::move(name));
+  }
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
+// " (2 noisy, 1 suspicious)": what is within the band, but beyond the floor.
+std::string beyond_floor(const std::vector<SiteScore>& scores) {
+  const auto count = [&](std::string_view band) {
+    return std::ranges::count_if(scores,
+                                 [&](const SiteScore& each) { return band_name(each.score) == band; });
+  };
+  const auto noisy = count("noisy"), suspicious = count("suspicious");
+  if (noisy + suspicious == 0) return {};
+  std::string text = noisy > 0 ? fmt::format("{} noisy", noisy) : "";
+  if (suspicious > 0) text += fmt::format("{}{} suspicious", text.empty() ? "" : ", ", suspicious);
+  return fmt::format(" (but {}: beyond 1 x the floor, up to {:g})", text, kBand);
+}
+
 std::string heat_colour(double score) {
   const double level = std::clamp(std::log2(std::max(score, 1e-3)) / 10 + 0.4, 0.0, 1.0);
   return fmt::format("hsl({:.0f},70%,{:.0f}%)", 120 * (1 - level), 88 - 38 * level);
@@ -84,7 +111,8 @@ std::string report_text(const DiffReport& report, bool colour) {
   };
   std::string out;
   if (report.verdict == Verdict::within) {
-    out += paint("\033[1;32m", "WITHIN THE FLOOR") + "  " + report.reason + "\n";
+    out +=
+        paint("\033[1;32m", "WITHIN THE FLOOR") + "  " + report.reason + beyond_floor(report.scores) + "\n";
   } else if (report.verdict == Verdict::inconclusive) {
     out += paint("\033[1;33m", "CANNOT CONCLUDE") + "  " + report.reason + "\n";
   } else {
@@ -102,7 +130,8 @@ std::string report_text(const DiffReport& report, bool colour) {
   out += fmt::format("  coverage {}/{} sites", report.compared, report.expected);
   out += report.unmatched.empty()
              ? "\n"
-             : fmt::format(", {} unmatched: {}\n", report.unmatched.size(), report.unmatched[0]);
+             : fmt::format(", {} unmatched: {}; the first: {}\n", report.unmatched.size(),
+                           unmatched_sites(report.unmatched), report.unmatched[0]);
   if (report.scores.empty()) return out;
 
   // Around the first error, or the largest scores of a clean run.
@@ -117,7 +146,8 @@ std::string report_text(const DiffReport& report, bool colour) {
   }
   out += fmt::format("\n  {:<18} {:<15} {:<4} {:<16} {:>10} {:>12}  {}\n", "site", "phase", "row",
                      "bad heads", "error", "error/floor", "verdict");
-  for (size_t i = begin; i < std::min(begin + kRows, report.scores.size()); ++i) {
+  const size_t end = std::min(begin + kRows, report.scores.size());
+  for (size_t i = begin; i < end; ++i) {
     const SiteScore& each = report.scores[i];
     const std::string line =
         fmt::format("  {:<18} {:<15} {:<4} {:<16} {:>10.2g} {:>12.3g}  {}", each.name(), phase(each),
@@ -125,6 +155,9 @@ std::string report_text(const DiffReport& report, bool colour) {
     out += each.score > kBand ? paint("\033[31m", line) : line;
     out += "\n";
   }
+  if (const size_t hidden = report.scores.size() - (end - begin); hidden > 0)
+    out += fmt::format("  {} more sites: {} before these, {} after; --json lists all\n", hidden, begin,
+                       report.scores.size() - end);
   return out;
 }
 
