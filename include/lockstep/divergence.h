@@ -199,13 +199,13 @@ struct SiteScore {
   int row = 0;
   int layer = kNoLayer;
   std::string site;
-  int64_t width = 1;          ///< columns of a row, kept or not
-  double error = 0;           ///< largest relative L2 error of a row
-  bool of_choice = false;     ///< the error is the margin of a choice of experts, divided by their logits' size
-  double floor = 0;           ///< by which it is judged: no more than kMostFloor
-  double score = 0;           ///< error / floor
-  int64_t token = 0;          ///< position where it is largest
-  int64_t first_bad = -1;     ///< first position beyond the band; -1: none
+  int64_t width = 1;       ///< columns of a row, kept or not
+  double error = 0;        ///< largest relative L2 error of a row
+  bool of_choice = false;  ///< the error is the margin of a choice of experts, divided by their logits' size
+  double floor = 0;        ///< by which it is judged: no more than kMostFloor
+  double score = 0;        ///< error / floor
+  int64_t token = 0;       ///< position where it is largest
+  int64_t first_bad = -1;  ///< first position beyond the band; -1: none
   std::vector<double> heads;  ///< largest score of each head, if the site has heads
   std::vector<int> bad_heads;
   std::string finding;  ///< what the layout solver found: "equal after interleaving"

@@ -31,7 +31,8 @@ void check_inheritance(const Sites& ours, const Sites& theirs, const Floor& floo
   if (inherited == Inheritance::unknown && coarse) {
     report.verdict = Verdict::inconclusive;
     report.reason = fmt::format(
-        "{} of step {} differs, yet too little beside the rounding of {} to be followed into what is computed "
+        "{} of step {} differs, yet too little beside the rounding of {} to be followed into what is "
+        "computed "
         "from it: it may be either capture's; compare in f32, or let lockstep replay tell",
         report.first->name(), report.first->step, floor.policy());
   }

@@ -58,8 +58,9 @@ TieBreaker::TieBreaker(const TieRule& rule) : rule_(rule) {
     if (event.site != "router_logits" && event.site != "router_weights") continue;
     const auto experts = static_cast<size_t>(event.shape[1]);
     for (int64_t t = 0; t < event.shape[0]; ++t)
-      (event.site == "router_logits" ? logits_ : weights_)[{event.step, event.row, event.layer,
-                                                            event.first_position + t}] =
+      (event.site == "router_logits"
+           ? logits_
+           : weights_)[{event.step, event.row, event.layer, event.first_position + t}] =
           event.values.subspan(static_cast<size_t>(t) * experts, experts);
   }
 }
@@ -77,8 +78,7 @@ void TieBreaker::settle(const PassRows& rows, int layer, const Tensor& logits, T
     if (choice->second.size() != width || scores->second.size() != width || !chosen_by(mine, own) ||
         !chosen_by(choice->second, scores->second))
       continue;
-    const double floor =
-        rule_.floor->at(rows.step > 0, fmt::format("L{:02}.router_logits", layer), experts);
+    const double floor = rule_.floor->at(rows.step > 0, fmt::format("L{:02}.router_logits", layer), experts);
     const auto margin = exchanged_by(mine, choice->second, scores->second);
     if (!margin || *margin > tie_margin(floor, scores->second)) continue;
     ties_.push_back({rows.step, rows.sequences[at], layer, rows.positions[at], chosen_of(mine)});

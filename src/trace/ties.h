@@ -11,8 +11,8 @@
 
 namespace lockstep {
 
-/// How far the experts that two choices exchanged are from being chosen alike, by the logits: infinitely, if one
-/// chose more of them. Nothing: the choices are the same. All: [E]; weights of experts not chosen are 0.
+/// How far the experts that two choices exchanged are from being chosen alike, by the logits: infinitely, if
+/// one chose more of them. Nothing: the choices are the same. All: [E]; weights of experts not chosen are 0.
 std::optional<double> exchanged_by(std::span<const float> ours, std::span<const float> theirs,
                                    std::span<const float> logits);
 
@@ -26,8 +26,8 @@ double tie_margin(double floor, std::span<const float> logits);
 class TieBreaker {
  public:
   explicit TieBreaker(const TieRule& rule);
-  /// logits, weights: [T, E]; ours. Where both choices are right by their own logits and differ by no more than
-  /// a tie, `weights` become those of the reference's experts by our logits; their sum stays.
+  /// logits, weights: [T, E]; ours. Where both choices are right by their own logits and differ by no more
+  /// than a tie, `weights` become those of the reference's experts by our logits; their sum stays.
   void settle(const PassRows& rows, int layer, const Tensor& logits, Tensor& weights);
   std::vector<Trace::Tie> take() { return std::move(ties_); }
 

@@ -32,8 +32,8 @@ struct Mixtral {
   }
 };
 
-// A reference whose router decided one row otherwise: the second and the third of its logits exchanged, and their
-// weights.
+// A reference whose router decided one row otherwise: the second and the third of its logits exchanged, and
+// their weights.
 Trace decided_otherwise(const Trace& reference, int layer, int64_t position) {
   size_t second = 0, third = 0;
   return edited(reference, [&](TraceEvent& event, std::vector<float>& values) {
@@ -83,7 +83,8 @@ TEST(Ties, AreSettledAsTheReferenceDecided) {
     ++(margin < bound ? settled : kept);
     if (tie == ours.ties.end()) continue;
     EXPECT_EQ(tie->experts.size(), 2U);
-    // By the floor of f32 it is none; and what was computed on with the reference's choice clears no reference.
+    // By the floor of f32 it is none; and what was computed on with the reference's choice clears no
+    // reference.
     const Floor strict(captured("mixtral") / "floor.json", "f32/f32");
     Trace declared = ours;
     declared.precision = "f32";
@@ -98,8 +99,7 @@ TEST(Ties, AreWrittenAndRead) {
   const Mixtral mixtral;
   Trace ours = record_trace(model_of("mixtral"), mixtral.options());
   ours.ties = {{1, 0, 1, 13, {0, 3}}};
-  const auto folder =
-      std::filesystem::path(testing::TempDir()) / ("ties-" + std::to_string(::getpid()));
+  const auto folder = std::filesystem::path(testing::TempDir()) / ("ties-" + std::to_string(::getpid()));
   ours.save(folder);
   const Trace read = Trace::open(folder);
   std::filesystem::remove_all(folder);
@@ -111,8 +111,7 @@ TEST(Ties, AreWrittenAndRead) {
 TEST(Ties, ThatCannotBeAreRefused) {
   const Mixtral mixtral;
   Trace ours = record_trace(model_of("mixtral"), mixtral.options());
-  const auto folder =
-      std::filesystem::path(testing::TempDir()) / ("no-ties-" + std::to_string(::getpid()));
+  const auto folder = std::filesystem::path(testing::TempDir()) / ("no-ties-" + std::to_string(::getpid()));
   const Trace::Tie good{0, 0, 1, 3, {0, 3}};
   const auto refused = [&](const std::function<void(Trace::Tie&)>& change) {
     ours.ties = {good};
@@ -136,7 +135,8 @@ TEST(Ties, ThatCannotBeAreRefused) {
   std::filesystem::remove_all(folder);
 }
 
-// The third expert in the place of the second, against the subject's own logits: no tie, however coarse the floor.
+// The third expert in the place of the second, against the subject's own logits: no tie, however coarse the
+// floor.
 TEST(Ties, AreOfTheSubjectsOwnLogits) {
   const Mixtral mixtral;
   const Trace ours = record_trace(model_of("mixtral"), mixtral.options());
