@@ -39,6 +39,8 @@ def main():
             if file.suffix == ".safetensors":
                 header = 8 + int.from_bytes(data[:8], "little")
                 data = data[:header] + b"\xff\xff\xff\x7f" * ((len(data) - header) // 4)
+            if file.name == "manifest.json":    # hashes by a rule that is not named are not checked
+                data = data.replace(b'"hash": "sha256-16",', b"")
             (broken / file.name).write_bytes(data)
         report = run(["diff", broken, TRACES / "llama"])
         validator.validate(report)
