@@ -39,7 +39,7 @@ void plain_rows(const LinearArgs& args, int64_t panel, int64_t row) {
   for (int64_t k = 0; k < args.weight->columns; k += Format::kColumns) {
     F weights[Format::kColumns][P];
     for (int p = 0; p < P; ++p) {
-      if (row == 0) fetch_ahead(at[p], Format::kBytes);
+      if (row == 0) fetch_ahead(at[p], Format::kBytes, at[p] - args.weight->panel(panel + p), args.weight->panel_bytes, P);
       for (int i = 0; i < Format::kColumns; ++i) weights[i][p] = Format::column(at[p], i);
       at[p] += Format::kBytes;
     }
@@ -227,11 +227,13 @@ void fixed_rows(const LinearArgs& args, const typename Wide::Block* first, int64
   for (auto& rows : acc) {
     for (auto& a : rows) a = zero();
   }
+  int64_t at = 0;  // byte of the panels
   while (x[0] != end) {
     for (int64_t s = 0; s < sub_blocks; ++s) {
       // The first rows bring the weights from memory, which processors fetch ahead only within a page.
       if (row == 0) {
-        for (int p = 0; p < P; ++p) fetch_ahead(units[p] + s * step, step);
+        for (int p = 0; p < P; ++p) fetch_ahead(units[p] + s * step, step, at, w.panel_bytes, P);
+        at += step;
       }
       multiply_block<Format, Wide>(acc, w, units, s, x);
       for (int r = 0; r < R; ++r) ++x[r];
