@@ -240,7 +240,7 @@ inline constexpr double kBand = 16;
 /// A site is judged by no larger floor, so that an error of half its size is always beyond the band.
 inline constexpr double kMostFloor = 0.5 / kBand;
 /// Where the floor is larger than this, correct computations are too far apart to judge by: half the size is
-/// then less than four times as far.
+/// then less than twice as far.
 inline constexpr double kCoarsestFloor = 0.25;
 
 /// floor.json of one policy: for each site the largest error of the variants, all of them correct

@@ -21,8 +21,9 @@ enum class InputForm : uint8_t {
 };
 
 /// The policy of `fast` for weights of integers: 8 bits where that does little harm. Keys and values are kept
-/// for the whole context, a router decides, and the head is the last word: these take 16. `down` would gain a
-/// third of the error and cost a fifth of the speed.
+/// for the whole context, a router decides, and the head is the last word: these take 16. With 16 for `down`
+/// too SmolLM2 would have a quarter less error (bench/accuracy), still more than exact, at a fifth less
+/// speed.
 constexpr bool takes_8_bits(Role role) {
   return role == Role::q || role == Role::o || role == Role::gate || role == Role::up || role == Role::down;
 }

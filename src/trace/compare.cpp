@@ -252,15 +252,15 @@ void Comparison::leave_out_ties(const Joined& subject, const Joined* own, const 
 void Comparison::judge_ties(std::span<const Trace::Tie> ties, const Joined& weights, const Joined& logits,
                             SiteScore& score) {
   const double floor = floor_of(*logits.event);
-  for (const Trace::Tie& tie_of : ties) {
-    const auto row = weights.rows.find(tie_of.position);
-    const auto scores = logits.rows.find(tie_of.position);
-    if (tie_of.step != score.step || tie_of.row != score.row || tie_of.layer != score.layer ||
+  for (const Trace::Tie& aside : ties) {
+    const auto row = weights.rows.find(aside.position);
+    const auto scores = logits.rows.find(aside.position);
+    if (aside.step != score.step || aside.row != score.row || aside.layer != score.layer ||
         row == weights.rows.end() || scores == logits.rows.end() ||
         row->second.size() != scores->second.size())
       continue;
     std::vector<float> choice(row->second.size());
-    for (const int expert : tie_of.experts)
+    for (const int expert : aside.experts)
       if (static_cast<size_t>(expert) < choice.size()) choice[static_cast<size_t>(expert)] = 1;
     const auto margin = exchanged_by(choice, row->second, scores->second);
     if (!margin) continue;
@@ -269,15 +269,15 @@ void Comparison::judge_ties(std::span<const Trace::Tie> ties, const Joined& weig
     report_.notes.push_back(
         fmt::format("{}: {}, position {}, experts chosen by a margin of {:.2g}; computed on with the "
                     "reference's",
-                    tie ? "tie" : "no tie", weights.event->name(), tie_of.position, *margin));
+                    tie ? "tie" : "no tie", weights.event->name(), aside.position, *margin));
     if (tie) continue;
-    score.first_bad = score.first_bad < 0 ? tie_of.position : std::min(score.first_bad, tie_of.position);
+    score.first_bad = score.first_bad < 0 ? aside.position : std::min(score.first_bad, aside.position);
     if (*margin / (size * floor) < score.score) continue;
     score.of_choice = true;
     score.error = *margin / size;
     score.floor = floor;
     score.score = score.error / floor;
-    score.token = tie_of.position;
+    score.token = aside.position;
   }
 }
 

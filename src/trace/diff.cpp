@@ -32,8 +32,7 @@ void check_inheritance(const Sites& ours, const Sites& theirs, const Floor& floo
     report.verdict = Verdict::inconclusive;
     report.reason = fmt::format(
         "{} of step {} differs, yet too little beside the rounding of {} to be followed into what is "
-        "computed "
-        "from it: it may be either capture's; compare in f32, or let lockstep replay tell",
+        "computed from it: it may be either capture's; compare in f32, or let lockstep replay tell",
         report.first->name(), report.first->step, floor.policy());
   }
   if (inherited != Inheritance::missing) return;

@@ -131,8 +131,8 @@ struct PlainBf16 {
 
 constexpr int log2_of(int power) { return power == 1 ? 0 : 1 + log2_of(power / 2); }
 
-// Asks for what is read some way behind `p`, `bytes` long, at byte `at` of one of `together` panels that are read
-// side by side: near their end that lies in the panels after them.
+// Asks for what is read some way behind `p`, `bytes` long, at byte `at` of one of `together` panels that are
+// read side by side: near their end that lies in the panels after them.
 inline void fetch_ahead(const std::byte* p, int64_t bytes, int64_t at, int64_t panel_bytes, int together) {
   constexpr int64_t kAhead = 4096;
   if (at + kAhead >= panel_bytes) p += (together - 1) * panel_bytes;

@@ -39,7 +39,9 @@ void plain_rows(const LinearArgs& args, int64_t panel, int64_t row) {
   for (int64_t k = 0; k < args.weight->columns; k += Format::kColumns) {
     F weights[Format::kColumns][P];
     for (int p = 0; p < P; ++p) {
-      if (row == 0) fetch_ahead(at[p], Format::kBytes, at[p] - args.weight->panel(panel + p), args.weight->panel_bytes, P);
+      if (row == 0)
+        fetch_ahead(at[p], Format::kBytes, at[p] - args.weight->panel(panel + p), args.weight->panel_bytes,
+                    P);
       for (int i = 0; i < Format::kColumns; ++i) weights[i][p] = Format::column(at[p], i);
       at[p] += Format::kBytes;
     }
