@@ -119,8 +119,9 @@ class Checkpoint {
   /// a GGUF. Sorted, without repeats.
   std::vector<int32_t> end_ids() const;
 
-  /// Lets the system drop the mapped pages of a tensor that has been packed.
-  void release(const StoredTensor& tensor) const;
+  /// Copies `part` of a tensor's data, scales or biases to `out` without leaving its pages in memory.
+  /// Safe from several threads. Error `io` if the file cannot be read.
+  void read(std::span<const std::byte> part, std::byte* out) const;
 
   struct State;  // src/format/checkpoint_state.h
 

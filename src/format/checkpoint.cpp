@@ -105,16 +105,12 @@ Tokenizer Checkpoint::tokenizer() const {
 bool Checkpoint::has_tokenizer() const { return static_cast<bool>(state_->make_tokenizer); }
 std::vector<int32_t> Checkpoint::end_ids() const { return state_->end_ids; }
 
-void Checkpoint::release(const StoredTensor& tensor) const {
+void Checkpoint::read(std::span<const std::byte> part, std::byte* out) const {
   for (const MemoryMap& file : state_->files) {
-    const auto inside = [&](std::span<const std::byte> part) {
-      return !part.empty() && part.data() >= file.bytes().data() &&
-             part.data() < file.bytes().data() + file.bytes().size();
-    };
-    for (const auto& part : {tensor.data, tensor.scales, tensor.biases}) {
-      if (inside(part)) file.release(part);
-    }
+    const std::byte* begin = file.bytes().data();
+    if (part.data() >= begin && part.data() < begin + file.bytes().size()) return file.read(part, out);
   }
+  std::ranges::copy(part, out);
 }
 
 }  // namespace lockstep

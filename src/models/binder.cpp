@@ -8,9 +8,11 @@
 namespace lockstep {
 
 Binder::Binder(const Checkpoint& checkpoint, const nn::Runtime& runtime, std::function<void(double)> progress)
-    : checkpoint_(checkpoint), runtime_(runtime), progress_(std::move(progress)) {
-  for (const StoredTensor& tensor : checkpoint.tensors()) total_bytes_ += tensor.stored_bytes();
-}
+    : checkpoint_(checkpoint),
+      runtime_(runtime),
+      progress_(std::move(progress)),
+      packer_(
+          [&checkpoint](std::span<const std::byte> part, std::byte* out) { checkpoint.read(part, out); }) {}
 
 const StoredTensor& Binder::take(const std::string& name, const Shape& shape, double share) {
   const StoredTensor* tensor = checkpoint_.find(name);
@@ -31,12 +33,8 @@ const StoredTensor& Binder::take(const std::string& name, const Shape& shape, do
 }
 
 std::shared_ptr<const quant::PackedWeight> Binder::pack(std::span<const StoredTensor> experts) {
-  auto packed = std::make_shared<quant::PackedWeight>(experts, *runtime_.pool);
-  for (const StoredTensor& tensor : experts) checkpoint_.release(tensor);
-  if (progress_) {
-    progress_(static_cast<double>(account_.stored_bytes) /
-              static_cast<double>(std::max<int64_t>(total_bytes_, 1)));
-  }
+  auto packed = std::make_shared<quant::PackedWeight>(experts, memory_);
+  packer_.add(*packed, experts);
   return packed;
 }
 
@@ -113,13 +111,14 @@ nn::Linear Binder::head(const nn::Linear& embedding, bool tied) {
   return embedding;
 }
 
-void Binder::finish() const {
+void Binder::finish(const std::function<void()>& beside) {
   for (const StoredTensor& tensor : checkpoint_.tensors()) {
     if (taken_.contains(tensor.name)) continue;
     fail(ErrorCode::unsupported,
          "[{}] tensor table: expected only tensors that {} computes with, got {} {} in addition",
          tensor.source, checkpoint_.architecture(), tensor.name, tensor.shape.str());
   }
+  packer_.run(*runtime_.pool, beside, progress_);
 }
 
 }  // namespace lockstep

@@ -1,5 +1,5 @@
 // Binds a checkpoint's tensors to a model's fields, once: every shape is checked, every tensor must
-// be taken, and each is packed for the kernels as it is taken.
+// be taken, and all are packed for the kernels in the end.
 #pragma once
 
 #include <cstdint>
@@ -13,12 +13,13 @@
 #include "lockstep/checkpoint.h"
 #include "nn/linear.h"
 #include "nn/runtime.h"
+#include "quant/pack.h"
 
 namespace lockstep {
 
 class Binder {
  public:
-  /// `progress` is called with the share of stored bytes bound so far.
+  /// `progress` is called with the share of weights packed so far, from this thread.
   Binder(const Checkpoint& checkpoint, const nn::Runtime& runtime, std::function<void(double)> progress);
 
   const Config& config() const { return checkpoint_.config(); }
@@ -49,8 +50,9 @@ class Binder {
   /// Declares a tensor harmless: it may be there and is not used.
   void ignore(const std::string& name) { taken_.insert(name); }
 
-  /// Error if a tensor was not taken.
-  void finish() const;
+  /// Packs the weights that were taken, and calls `beside` on a thread that does not pack meanwhile. Error if
+  /// a tensor was not taken.
+  void finish(const std::function<void()>& beside);
 
   /// What was taken, and what of it one row of a forward pass reads and multiplies with.
   struct Account {
@@ -73,7 +75,9 @@ class Binder {
   std::set<std::string> taken_;
   Account account_;
   double expert_share_ = 1;
-  int64_t total_bytes_ = 0;
+  // Regions large enough that few of a model's weights come to lie across two.
+  quant::PanelMemory memory_{size_t{256} << 20};
+  quant::Packer packer_;
 };
 
 }  // namespace lockstep

@@ -2,7 +2,6 @@
 
 #include <array>
 #include <cctype>
-#include <future>
 #include <string>
 #include <system_error>
 
@@ -81,21 +80,17 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path, cons
          checkpoint.architecture());
   }
   auto state = std::make_unique<State>();
-  // Beside the weights: it takes as long as those of a small model.
-  std::future<std::unique_ptr<Tokenizer>> tokenizer;
-  if (checkpoint.has_tokenizer()) {
-    tokenizer =
-        std::async(std::launch::async, [&] { return std::make_unique<Tokenizer>(checkpoint.tokenizer()); });
-  }
   state->pool = std::make_unique<Pool>(options.threads);
   state->runtime = {&kernels::select(options.isa), state->pool.get(), options.precision};
   Binder binder(checkpoint, state->runtime, options.progress);
   state->architecture = entry->make(binder);
-  binder.finish();
+  // It takes as long as the weights of a small model.
+  binder.finish([&] {
+    if (checkpoint.has_tokenizer()) state->tokenizer = std::make_unique<Tokenizer>(checkpoint.tokenizer());
+  });
   state->info = describe(checkpoint, binder);
   state->info.unread_keys = check_unread_keys(checkpoint.config());
   state->end_ids = checkpoint.end_ids();
-  if (tokenizer.valid()) state->tokenizer = tokenizer.get();
   if (state->tokenizer && state->tokenizer->chat_template()) {
     state->chat_template = std::make_unique<ChatTemplate>(*state->tokenizer);
   }

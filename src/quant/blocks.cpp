@@ -145,13 +145,10 @@ ScaleMin scale_min(const uint8_t* packed, int index) {
           static_cast<uint8_t>(packed[index + 4] >> 4 | packed[index] >> 6 << 4)};
 }
 
-void read_codes(const StoredTensor& tensor, int64_t row, uint8_t* codes) {
-  const uint8_t* block = stored_bytes_of(tensor, row);
-  const int64_t step = dtype_block(tensor.dtype);
-  const int64_t bytes = dtype_block_bytes(tensor.dtype);
-  for (int64_t k = 0; k < tensor.columns(); k += step, block += bytes) {
-    read_block(tensor.dtype, block, codes + k);
-  }
+void read_codes(DType dtype, const uint8_t* stored, int64_t columns, uint8_t* codes) {
+  const int64_t step = dtype_block(dtype);
+  const int64_t bytes = dtype_block_bytes(dtype);
+  for (int64_t k = 0; k < columns; k += step, stored += bytes) read_block(dtype, stored, codes + k);
 }
 
 void dequantise_row(const StoredTensor& tensor, int64_t row, float* out) {
@@ -168,7 +165,7 @@ void dequantise_row(const StoredTensor& tensor, int64_t row, float* out) {
     return;
   }
   std::vector<uint8_t> codes(static_cast<size_t>(columns));
-  read_codes(tensor, row, codes.data());
+  read_codes(tensor.dtype, p, columns, codes.data());
   if (tensor.group_size > 0) return dequantise_mlx(tensor, row, codes.data(), out);
   const int64_t step = dtype_block(tensor.dtype);
   for (int64_t k = 0; k < columns; k += format.scale_columns) {

@@ -18,9 +18,8 @@ struct CodeFormat {
 };
 CodeFormat code_format(DType dtype);
 
-/// Codes of the `columns` columns of a stored row, one byte each (zero point not subtracted).
-/// `row` counts stored rows of `tensor`.
-void read_codes(const StoredTensor& tensor, int64_t row, uint8_t* codes);
+/// Codes of `columns` columns, whole blocks, one byte each (zero point not subtracted). `stored`: the blocks.
+void read_codes(DType dtype, const uint8_t* stored, int64_t columns, uint8_t* codes);
 
 /// Stored row `row` as f32, computed as the reference dequantises: one rounding an operation.
 /// out: [columns]. Plain types are converted.

@@ -34,28 +34,41 @@ MemoryMap::MemoryMap(const std::filesystem::path& path) : path_(path) {
       fail(ErrorCode::io, "[{}] map: {}", path.string(), std::strerror(reason));
     }
   }
-  ::close(fd);
+  file_ = fd;
   bytes_ = {static_cast<const std::byte*>(data), size};
 }
 
 MemoryMap::~MemoryMap() {
   if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
+  if (file_ >= 0) ::close(file_);
 }
 
 MemoryMap::MemoryMap(MemoryMap&& other) noexcept
-    : path_(std::move(other.path_)), bytes_(std::exchange(other.bytes_, {})) {}
+    : path_(std::move(other.path_)),
+      file_(std::exchange(other.file_, -1)),
+      bytes_(std::exchange(other.bytes_, {})) {}
 
 MemoryMap& MemoryMap::operator=(MemoryMap&& other) noexcept {
   std::swap(path_, other.path_);
+  std::swap(file_, other.file_);
   std::swap(bytes_, other.bytes_);
   return *this;
 }
 
-void MemoryMap::release(std::span<const std::byte> part) const {
-  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto begin = (reinterpret_cast<uintptr_t>(part.data()) + page - 1) / page * page;
-  const auto end = (reinterpret_cast<uintptr_t>(part.data()) + part.size()) / page * page;
-  if (end > begin) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+void MemoryMap::read(std::span<const std::byte> part, std::byte* out) const {
+  auto offset = static_cast<off_t>(part.data() - bytes_.data());
+  for (size_t left = part.size(); left > 0;) {
+    const ssize_t count = ::pread(file_, out, left, offset);
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) {
+      fail(ErrorCode::io, "[{}] read at byte {}: {}", path_.string(), offset,
+           count < 0 ? std::strerror(errno)
+                     : "expected more bytes; the file was cut short since it was opened");
+    }
+    out += count;
+    offset += count;
+    left -= static_cast<size_t>(count);
+  }
 }
 
 }  // namespace lockstep

@@ -18,11 +18,13 @@ class MemoryMap {
 
   std::span<const std::byte> bytes() const { return bytes_; }
   const std::filesystem::path& path() const { return path_; }
-  /// Lets the system drop the whole pages inside `part`; they are read again if touched.
-  void release(std::span<const std::byte> part) const;
+  /// Copies `part` of the mapping to `out` without mapping its pages, which costs a page's worth of
+  /// bookkeeping and room. Error `io` if the file has become shorter, or cannot be read.
+  void read(std::span<const std::byte> part, std::byte* out) const;
 
  private:
   std::filesystem::path path_;
+  int file_ = -1;
   std::span<const std::byte> bytes_;
 };
 

@@ -77,36 +77,37 @@ impl Metadata<'_> {
         Ok(())
     }
 
-    /// Texts by id and ids by text.
-    fn vocabulary(&self) -> Result<(Vec<String>, AHashMap<String, u32>)> {
-        let mut texts = Vec::with_capacity(self.tokens.len());
+    /// A token may be empty, but not twice.
+    fn text(&self, id: usize) -> String {
+        let token = self.tokens[id];
+        if token.is_empty() { format!("[EMPTY_{id}]") } else { token.to_owned() }
+    }
+
+    fn ids(&self) -> Result<AHashMap<String, u32>> {
         let mut ids = AHashMap::with_capacity(self.tokens.len());
-        for (id, &token) in self.tokens.iter().enumerate() {
-            let text = if token.is_empty() { format!("[EMPTY_{id}]") } else { token.to_owned() };
-            if let Some(other) = ids.insert(text.clone(), id as u32) {
+        for id in 0..self.tokens.len() {
+            if let Some(other) = ids.insert(self.text(id), id as u32) {
                 return Err(Error::format(format!(
-                    "[tokenizer.ggml.tokens] expected distinct tokens, got {text:?} as {other} \
-                     and {id}"
+                    "[tokenizer.ggml.tokens] expected distinct tokens, got {:?} as {other} and {id}",
+                    self.text(id)
                 )));
             }
-            texts.push(text);
         }
-        Ok((texts, ids))
+        Ok(ids)
     }
 
     /// Tokens that are cut out of a text before anything else.
-    fn added_tokens(&self, texts: &[String]) -> Vec<AddedToken> {
-        let kinds = (0..texts.len()).map(|id| self.kind(id));
-        kinds
-            .zip(texts)
-            .filter(|(kind, _)| [UNKNOWN, CONTROL, USER_DEFINED].contains(kind))
-            .map(|(kind, text)| {
-                AddedToken::from(text.clone(), kind != USER_DEFINED).normalized(false)
+    fn added_tokens(&self) -> Vec<AddedToken> {
+        (0..self.tokens.len())
+            .map(|id| (id, self.kind(id)))
+            .filter(|(_, kind)| [UNKNOWN, CONTROL, USER_DEFINED].contains(kind))
+            .map(|(id, kind)| {
+                AddedToken::from(self.text(id), kind != USER_DEFINED).normalized(false)
             })
             .collect()
     }
 
-    fn extras(mut self, texts: &[String], roles: Roles, add_bos: bool) -> Result<Extras> {
+    fn extras(mut self, roles: Roles, add_bos: bool) -> Result<Extras> {
         let affix = |wanted: bool, id: Option<u32>, name: &str| match (wanted, id) {
             (false, _) => Ok(vec![]),
             (true, Some(id)) => Ok(vec![id]),
@@ -120,17 +121,20 @@ impl Metadata<'_> {
             ("unk_token", roles.unk),
             ("pad_token", roles.pad),
         ];
-        let text_of = |id: u32| texts.get(id as usize).cloned();
+        let count = self.tokens.len() as u32;
         Ok(Extras {
             roles,
             prefix: affix(self.add_bos.unwrap_or(add_bos), roles.bos, "bos")?,
             suffix: affix(self.add_eos.unwrap_or(false), roles.eos, "eos")?,
-            size: texts.len() as u32,
-            templates: std::mem::take(&mut self.templates),
+            size: count,
             specials: named
                 .into_iter()
-                .filter_map(|(name, id)| Some((name.to_owned(), text_of(id?)?)))
+                .filter_map(|(name, id)| {
+                    let id = id.filter(|&id| id < count)?;
+                    Some((name.to_owned(), self.text(id as usize)))
+                })
                 .collect(),
+            templates: std::mem::take(&mut self.templates),
         })
     }
 }
@@ -153,7 +157,7 @@ fn broken(e: tokenizers::Error) -> Error {
 
 fn byte_level(metadata: Metadata) -> Result<Tokenizer> {
     let pre_tokenizer = PreTokenizer::named(metadata.pre)?;
-    let (texts, ids) = metadata.vocabulary()?;
+    let ids = metadata.ids()?;
     let mut merges = Vec::with_capacity(metadata.merges.len());
     for (rank, merge) in metadata.merges.iter().enumerate() {
         // A space at the start belongs to the first half.
@@ -171,14 +175,14 @@ fn byte_level(metadata: Metadata) -> Result<Tokenizer> {
         .ignore_merges(pre_tokenizer.ignore_merges)
         .build()
         .map_err(broken)?;
-    let added = metadata.added_tokens(&texts);
+    let added = metadata.added_tokens();
     let mut pipeline = tokenizers::Tokenizer::new(model);
     pipeline.with_normalizer(pre_tokenizer.normalizer()).map_err(broken)?;
     pipeline.with_pre_tokenizer(Some(pre_tokenizer.build()));
     pipeline.with_decoder(Some(ByteLevel::default()));
     pipeline.add_tokens(added).map_err(broken)?;
     let Metadata { bos, eos, unk, pad, .. } = metadata;
-    let extras = metadata.extras(&texts, Roles { bos, eos, unk, pad }, pre_tokenizer.add_bos)?;
+    let extras = metadata.extras(Roles { bos, eos, unk, pad }, pre_tokenizer.add_bos)?;
     Tokenizer::new(Core::HuggingFace(pipeline), extras)
 }
 
@@ -196,12 +200,13 @@ fn sentencepiece(mut metadata: Metadata) -> Result<Tokenizer> {
     metadata.eos = default(metadata.eos, 2);
     let Metadata { bos, eos, unk, pad, .. } = metadata;
 
-    let (texts, ids) = metadata.vocabulary()?;
+    let ids = metadata.ids()?;
+    let texts: Vec<String> = (0..metadata.tokens.len()).map(|id| metadata.text(id)).collect();
     let spellable =
         (0..texts.len()).map(|id| ![UNKNOWN, CONTROL, BYTE].contains(&metadata.kind(id))).collect();
     let prefix = metadata.add_space_prefix.unwrap_or(true);
     let model =
-        SentencePiece::new(texts.clone(), ids, metadata.scores.to_vec(), spellable, unk, prefix);
+        SentencePiece::new(texts, ids, metadata.scores.to_vec(), spellable, unk, prefix);
     let mut steps: Vec<DecoderWrapper> = vec![
         Replace::new("\u{2581}", " ").map_err(broken)?.into(),
         ByteFallback::new().into(),
@@ -212,7 +217,7 @@ fn sentencepiece(mut metadata: Metadata) -> Result<Tokenizer> {
     }
     let mut pipeline = Pipeline::new(model);
     pipeline.with_decoder(Some(Sequence::new(steps)));
-    pipeline.add_tokens(metadata.added_tokens(&texts)).map_err(broken)?;
-    let extras = metadata.extras(&texts, Roles { bos, eos, unk, pad }, true)?;
+    pipeline.add_tokens(metadata.added_tokens()).map_err(broken)?;
+    let extras = metadata.extras(Roles { bos, eos, unk, pad }, true)?;
     Tokenizer::new(Core::SentencePiece(Box::new(pipeline)), extras)
 }

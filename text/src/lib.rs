@@ -11,3 +11,6 @@ mod python;
 mod sentencepiece;
 mod template;
 mod tokenizer;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

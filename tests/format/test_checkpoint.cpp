@@ -1,0 +1,48 @@
+// Stored bytes copied out of a checkpoint's files.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <vector>
+
+#include "support/fixtures.h"
+#include "lockstep/checkpoint.h"
+#include "lockstep/error.h"
+
+namespace lockstep {
+namespace {
+
+TEST(Checkpoint, BytesReadAreThoseThatAreMapped) {
+  for (const char* name : {"models/llama-q.mixed.gguf", "models/llama-mlx-4bit"}) {
+    const Checkpoint checkpoint = Checkpoint::open(test::data_path(name));
+    for (const StoredTensor& tensor : checkpoint.tensors()) {
+      for (const auto& part : {tensor.data, tensor.scales, tensor.biases}) {
+        if (part.empty()) continue;
+        std::vector<std::byte> copy(part.size());
+        checkpoint.read(part, copy.data());
+        EXPECT_TRUE(std::ranges::equal(copy, part)) << tensor.source;
+      }
+    }
+  }
+}
+
+TEST(Checkpoint, FileCutShortSinceItWasOpenedIsAnError) {
+  const std::filesystem::path path = std::filesystem::path(testing::TempDir()) / "cut.gguf";
+  std::filesystem::copy_file(test::data_path("models/llama-q.mixed.gguf"), path,
+                             std::filesystem::copy_options::overwrite_existing);
+  const Checkpoint checkpoint = Checkpoint::open(path);
+  const std::span<const std::byte> last = checkpoint.tensors().back().data;
+  std::filesystem::resize_file(path, std::filesystem::file_size(path) / 2);
+  std::vector<std::byte> copy(last.size());
+  try {
+    checkpoint.read(last, copy.data());
+    ADD_FAILURE() << "expected an error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::io);
+    EXPECT_NE(std::string(error.what()).find("cut short"), std::string::npos) << error.what();
+  }
+  std::filesystem::remove(path);
+}
+
+}  // namespace
+}  // namespace lockstep
