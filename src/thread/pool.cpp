@@ -1,20 +1,20 @@
 #include "thread/pool.h"
 
 #include <sched.h>
+#include <unistd.h>
 
-#include <algorithm>
-#include <cmath>
-#include <fstream>
-#include <string>
 #include <system_error>
 
 #include "tensor/fail.h"
+#include "thread/processor.h"
 
 namespace lockstep {
 namespace {
 
 // Spins before sleeping: about the time between two operations of a decode step.
 constexpr int kSpins = 2000;
+// How long a worker stays on the processor that it shares with a neighbour after it was last held up there.
+constexpr std::chrono::milliseconds kKept{100};
 
 void pause() {
 #if defined(__x86_64__)
@@ -24,25 +24,24 @@ void pause() {
 
 }  // namespace
 
-int usable_threads() {
-  cpu_set_t set;
-  int count = static_cast<int>(std::thread::hardware_concurrency());
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) count = CPU_COUNT(&set);
-  // cgroup v2: "quota period" in microseconds, or "max period".
-  std::ifstream file("/sys/fs/cgroup/cpu.max");
-  std::string quota;
-  double period = 0;
-  if (file >> quota >> period && quota != "max" && period > 0) {
-    count = std::min(count, static_cast<int>(std::lround(std::stod(quota) / period)));
-  }
-  return std::max(count, 1);
+// Whether thread `id` stands still while `waits`: the system has given its processor to another process.
+// Takes some microseconds.
+template <typename Waits>
+bool stands_still(pid_t id, const Waits& waits) {
+  const int64_t before = run_time(id);
+  for (int spin = 0; spin < kSpins / 4 && waits(); ++spin) pause();
+  return waits() && before >= 0 && run_time(id) == before;
 }
 
 Pool::Pool(int threads) {
   const int count = threads > 0 ? threads : usable_threads();
   try {
-    for (int i = 1; i < count; ++i) workers_.emplace_back([this] { worker_loop(); });
+    for (int i = 1; i < count; ++i) {
+      Worker& worker = workers_.emplace_back();
+      worker.thread = std::thread([this, &worker] { worker_loop(worker); });
+    }
   } catch (const std::system_error&) {
+    workers_.pop_back();
     const int made = this->threads();
     stop();
     fail(ErrorCode::invalid_argument, "[threads] number: expected one that the system allows, got {} of {}",
@@ -56,7 +55,7 @@ void Pool::stop() {
   stop_ = true;
   generation_.fetch_add(2);
   generation_.notify_all();
-  for (auto& worker : workers_) worker.join();
+  for (Worker& worker : workers_) worker.thread.join();
 }
 
 void Pool::work(const std::function<void(int64_t)>& job, int64_t chunks) {
@@ -70,18 +69,63 @@ void Pool::work(const std::function<void(int64_t)>& job, int64_t chunks) {
   }
 }
 
-void Pool::worker_loop() {
+void Pool::worker_loop(Worker& self) {
+  self.id = gettid();
   uint32_t seen = 0;
   while (true) {
     for (int spin = 0; spin < kSpins && generation_.load() == seen; ++spin) pause();
+    if (generation_.load() == seen) change_places(self, seen);
     generation_.wait(seen);
     seen = generation_.load();
     if (stop_) return;
     if (seen % 2 == 0) continue;
     // Enter first, then look again: either this sees the job closed, or the caller sees it inside.
     active_.fetch_add(1);
+    self.processor = sched_getcpu();
+    self.inside = true;
     if (generation_.load() == seen) work(*job_, chunks_);
+    self.inside = false;
     if (active_.fetch_sub(1) == 1) active_.notify_one();
+    const std::lock_guard lock(self.mutex);
+    if (self.guest) {
+      self.guest = false;
+      keep_thread(self.id, self.processor);
+    } else if (self.kept && Clock::now() > self.kept_until) {
+      self.kept = false;
+      allow_processors(self.id, self.allowed);
+    }
+  }
+}
+
+// Keeps a worker on `processor` for a while. Its mutex is held.
+void Pool::keep(Worker& worker, int processor) {
+  if (!worker.kept) worker.allowed = allowed_processors(worker.id);
+  worker.kept = true;
+  worker.kept_until = Clock::now() + kKept;
+  keep_thread(worker.id, processor);
+}
+
+void Pool::change_places(Worker& self, uint32_t seen) {
+  const pid_t caller = caller_;
+  if (!stands_still(caller, [&] { return generation_.load() == seen; })) return;
+  const int here = sched_getcpu();
+  const int there = caller_processor_.exchange(-1);  // one worker is enough
+  if (there < 0 || there == here) return;
+  move_thread(caller, here);
+  const std::lock_guard lock(self.mutex);
+  keep(self, there);
+}
+
+void Pool::lend_processor() {
+  for (Worker& worker : workers_) {
+    const auto inside = [&] { return worker.inside.load(); };
+    if (!inside() || !stands_still(worker.id, inside)) continue;
+    const std::lock_guard lock(worker.mutex);
+    const int here = sched_getcpu();
+    if (!worker.inside || worker.processor == here) continue;
+    worker.guest = true;
+    keep(worker, here);
+    return;
   }
 }
 
@@ -95,6 +139,8 @@ void Pool::run(int64_t chunks, const std::function<void(int64_t)>& job) {
   } else {
     job_ = &job;
     chunks_ = chunks;
+    caller_ = gettid();
+    caller_processor_ = sched_getcpu();
     generation_.fetch_add(1);  // odd: open
     generation_.notify_all();
     work(job, chunks);
@@ -104,7 +150,8 @@ void Pool::run(int64_t chunks, const std::function<void(int64_t)>& job) {
       pause();
       inside = active_.load();
     }
-    for (; inside != 0; inside = active_.load()) active_.wait(inside);
+    if (inside != 0) lend_processor();
+    for (inside = active_.load(); inside != 0; inside = active_.load()) active_.wait(inside);
   }
   if (error_) std::rethrow_exception(error_);
 }

@@ -1,14 +1,17 @@
 // Worker threads that share out small chunks of one job at a time.
 #pragma once
 
+#include <sched.h>
+#include <sys/types.h>
+
 #include <atomic>
-#include <condition_variable>
+#include <chrono>
 #include <cstdint>
+#include <deque>
 #include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>
-#include <vector>
 
 namespace lockstep {
 
@@ -31,11 +34,32 @@ class Pool {
   void run(int64_t chunks, const std::function<void(int64_t)>& job);
 
  private:
+  using Clock = std::chrono::steady_clock;
+  struct Worker {
+    std::thread thread;
+    std::atomic<pid_t> id{0};
+    std::atomic<bool> inside{false};  // a job
+    std::atomic<int> processor{0};    // where it came in
+    std::mutex mutex;                 // of what follows
+    bool guest = false;               // moved to the processor of the thread that waits for it
+    bool kept = false;                // on one processor, until `kept_until`
+    Clock::time_point kept_until;
+    cpu_set_t allowed{};  // its processors, where it is kept on one
+  };
+
   void work(const std::function<void(int64_t)>& job, int64_t chunks);
-  void worker_loop();
+  void worker_loop(Worker& self);
+  // Beside a neighbour that has a processor to itself half of the time, the system would leave the thread
+  // that it has interrupted waiting there for milliseconds, and the other one waiting for it on a processor
+  // that does nothing. A caller that waits lets an interrupted worker finish on its own processor; a worker
+  // without work changes places with an interrupted caller, so that the neighbour costs the one that can be
+  // done without.
+  void lend_processor();
+  void change_places(Worker& self, uint32_t seen);
+  void keep(Worker& worker, int processor);
   void stop();
 
-  std::vector<std::thread> workers_;
+  std::deque<Worker> workers_;
   std::mutex callers_;  // one job at a time
   // The job. `generation_` is odd while it is open to workers; `active_` counts those inside.
   const std::function<void(int64_t)>* job_ = nullptr;
@@ -43,13 +67,11 @@ class Pool {
   std::atomic<int64_t> next_{0};
   std::atomic<uint32_t> generation_{0};
   std::atomic<int> active_{0};
+  std::atomic<pid_t> caller_{0};
+  std::atomic<int> caller_processor_{-1};  // where it started the job; -1 once a worker has looked after it
   std::atomic<bool> stop_{false};
   std::exception_ptr error_;
   std::mutex error_mutex_;
 };
-
-/// Threads that are worth using here: the processors this process may run on, bounded by the
-/// cgroup's CPU quota.
-int usable_threads();
 
 }  // namespace lockstep

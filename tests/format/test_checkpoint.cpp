@@ -5,9 +5,9 @@
 #include <filesystem>
 #include <vector>
 
-#include "support/fixtures.h"
 #include "lockstep/checkpoint.h"
 #include "lockstep/error.h"
+#include "support/fixtures.h"
 
 namespace lockstep {
 namespace {
