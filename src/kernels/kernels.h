@@ -21,12 +21,14 @@ struct Fixed16 {
   int8_t low[32];
   float scale;
   int32_t minus_sum[3];  // sums of the integers, negative: of the first 16, of the others, of all
+  float minus_total;     // sum of the rounded values, negative
 };
 /// The same as 8-bit fixed point: x[k] ~ scale[k / 16] * high[k], |high| <= 127.
 struct Fixed8 {
   int8_t high[32];
   float scale[2];
   int32_t minus_sum[2];  // of the first 16, of the others
+  float minus_total;
 };
 
 /// One product y[t, n] = sum_k x[t, k] * W[n, k] over panels of 16 rows of W.

@@ -78,6 +78,7 @@ void to_fixed16(const float* x, int64_t columns, Fixed16* blocks) {
     }
     blocks->minus_sum[2] = static_cast<int32_t>(static_cast<uint32_t>(blocks->minus_sum[0]) +
                                                 static_cast<uint32_t>(blocks->minus_sum[1]));
+    blocks->minus_total = static_cast<float>(blocks->minus_sum[2]) * blocks->scale;
   }
 }
 
@@ -91,6 +92,8 @@ void to_fixed8(const float* x, int64_t columns, Fixed8* blocks) {
       store_bytes(blocks->high + 16 * half, integers[0]);
       blocks->minus_sum[half] = minus_sum_int(integers[0]);
     }
+    blocks->minus_total = std::fma(static_cast<float>(blocks->minus_sum[1]), blocks->scale[1],
+                                   static_cast<float>(blocks->minus_sum[0]) * blocks->scale[0]);
   }
 }
 
