@@ -41,7 +41,9 @@ cpu_set_t allowed_processors(pid_t id) {
   return set;
 }
 
-void allow_processors(pid_t id, const cpu_set_t& allowed) { sched_setaffinity(id, sizeof(allowed), &allowed); }
+void allow_processors(pid_t id, const cpu_set_t& allowed) {
+  sched_setaffinity(id, sizeof(allowed), &allowed);
+}
 
 void keep_thread(pid_t id, int processor) {
   cpu_set_t one;

@@ -226,7 +226,8 @@ void fixed_rows(const LinearArgs& args, const typename Wide::Block* first, int64
   }
   int64_t at = 0;  // byte of the panels
   while (x[0] != end) {
-    // As short a loop as possible: unrolled, its instructions would no longer come from the cache of decoded ones.
+    // As short a loop as possible: unrolled, its instructions would no longer come from the cache of decoded
+    // ones.
 #pragma GCC unroll 1
     for (int64_t s = 0; s < sub_blocks; ++s) {
       // The first rows bring the weights from memory, which processors fetch ahead only within a page.
