@@ -17,11 +17,16 @@ namespace lockstep::kernels {
 namespace {
 
 constexpr std::string_view kName = "avx2";
-constexpr int kRowTile = 4;       // rows of activations that share an unpacked weight, f32
-constexpr int kRowTileFixed = 2;  // the same in fixed point, where a row needs two sums
+constexpr int kRowTile = 6;       // rows of activations that share an unpacked weight, f32
+constexpr int kRowTileFixed = 4;  // the same in fixed point
+constexpr int kUnpackRows = 8;    // from so many rows on codes are unpacked once for all of them
 constexpr int kPanelTile = 1;     // panels that share a broadcast activation
-constexpr int kQueryTile = 1;
-constexpr int kPeakSums = 5;  // of two registers each
+constexpr int kNarrowBits = 6;    // the widest codes for which products with 8-bit activations are the faster
+constexpr int kQueryTile = 4;     // queries that share loaded keys and values,
+constexpr int kKeyParts = 1;      // of so many times 16 keys
+constexpr int kValueVectors = 1;  // and dimensions
+constexpr int kPeakSums = 5;      // of two registers each
+constexpr int kPeakDots = 4;
 
 // 16 floats, 16 int32, 64 bytes.
 struct F {
@@ -146,6 +151,11 @@ inline B operator|(B x, B y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si25
 // Shifts of 16-bit lanes: the caller masks what crosses a byte.
 inline B operator>>(B x, int n) { return {_mm256_srli_epi16(x.a, n), _mm256_srli_epi16(x.b, n)}; }
 inline B operator<<(B x, int n) { return {_mm256_slli_epi16(x.a, n), _mm256_slli_epi16(x.b, n)}; }
+inline void store_bytes(void* p, B x) {
+  auto* bytes = static_cast<__m256i*>(p);
+  _mm256_storeu_si256(bytes, x.a);
+  _mm256_storeu_si256(bytes + 1, x.b);
+}
 // Byte `i` (0..3) of each of the 16 groups of four, as float.
 inline F quad_column(B x, int i) {
   const __m256i low = _mm256_set1_epi32(0xFF);
@@ -153,28 +163,74 @@ inline F quad_column(B x, int i) {
           _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(x.b, 8 * i), low))};
 }
 
-// Sums of products of unsigned codes with four int8 activations, in 16-bit pairs: exact for as many
-// quads as `dot_run` allows. 8-bit codes do not fit a pair and are split into nibbles.
-constexpr bool kSplitBytes = true;
-constexpr bool kDotsAreInts = false;
-constexpr int dot_run(int bits) { return bits <= 4 ? 8 : 1 << (7 - bits); }
-using Dot = I;
-inline Dot dot_zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-inline B broadcast_quad(const int8_t* x) {
-  int32_t quad;
-  std::memcpy(&quad, x, 4);
-  return {_mm256_set1_epi32(quad), _mm256_set1_epi32(quad)};
+inline I int_zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+// Four bytes or two words of activations, in every lane.
+inline B broadcast(const int8_t* x) {
+  int32_t lane;
+  std::memcpy(&lane, x, 4);
+  return {_mm256_set1_epi32(lane), _mm256_set1_epi32(lane)};
 }
-inline Dot dot(Dot sum, B codes, B x) {
-  return {_mm256_add_epi16(sum.a, _mm256_maddubs_epi16(codes.a, x.a)),
-          _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(codes.b, x.b))};
-}
-inline Dot dot_start(I sum) { return sum; }  // of pairs: never asked for
-inline I dot_sum(Dot sum) {
-  const __m256i ones = _mm256_set1_epi16(1);
-  return {_mm256_madd_epi16(sum.a, ones), _mm256_madd_epi16(sum.b, ones)};
-}
-inline I int_zero() { return dot_zero(); }
+
+// Products of unsigned codes with signed bytes, four columns at a time. Pairs add up in 16 bits, exactly for
+// as many quads as `run` says. Codes of 8 bits do not fit.
+struct ByteProducts {
+  static constexpr bool kInts = false;
+  static constexpr bool kSigned = false;  // codes
+  static constexpr int alike(int bits) { return bits <= 5 ? 5 : bits; }
+  static constexpr int kVectors = 1;  // that a quad of codes becomes
+  static constexpr int run(int bits) { return 1 << (7 - bits); }
+  static constexpr int digits_at(int quad, int, int) { return 4 * quad; }
+
+  template <int kBits>
+  static void split(B quad, B* vectors) {
+    vectors[0] = quad;
+  }
+  static I add(I sum, B codes, B x) {
+    return {_mm256_add_epi16(sum.a, _mm256_maddubs_epi16(codes.a, x.a)),
+            _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(codes.b, x.b))};
+  }
+  static I total(I sum) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    return {_mm256_madd_epi16(sum.a, ones), _mm256_madd_epi16(sum.b, ones)};
+  }
+};
+// Products of codes with activations of 16 bits, two columns at a time: of a quad first columns 0 and 2, then
+// 1 and 3, as they come out of its bytes with one operation each.
+struct WordProducts {
+  static constexpr bool kInts = true;
+  static constexpr bool kSigned = true;
+  static constexpr int kWidePlanes = 1;
+  static constexpr int alike(int) { return 8; }
+  static constexpr int kVectors = 2;
+  static constexpr int run(int) { return 8; }
+  static constexpr int digits_at(int quad, int, int vector) { return 8 * quad + 4 * vector; }
+
+  template <int kBits>
+  static void split(B quad, B* vectors) {
+    const __m256i low = _mm256_set1_epi16(0xFF);
+    vectors[0] = {_mm256_and_si256(quad.a, low), _mm256_and_si256(quad.b, low)};
+    vectors[1] = quad >> 8;
+  }
+  static I add(I sum, B codes, B x) {
+    return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(codes.a, x.a)),
+            _mm256_add_epi32(sum.b, _mm256_madd_epi16(codes.b, x.b))};
+  }
+  static I total(I sum) { return sum; }
+  static B minus(B codes, int offset) {
+    const __m256i words = _mm256_set1_epi16(static_cast<int16_t>(offset));
+    return {_mm256_sub_epi16(codes.a, words), _mm256_sub_epi16(codes.b, words)};
+  }
+  // Four quads.
+  static void store_words(int8_t* digits, I x) {
+    // Packing works within halves of 128 bits: their order is put right, then that within quads.
+    __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), _MM_SHUFFLE(3, 1, 2, 0));
+    words = _mm256_shufflelo_epi16(words, _MM_SHUFFLE(3, 1, 2, 0));
+    words = _mm256_shufflehi_epi16(words, _MM_SHUFFLE(3, 1, 2, 0));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(digits), words);
+  }
+};
+using WideProducts = WordProducts;
+
 inline I set1_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 inline I operator+(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 inline I operator-(I x, I y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }

@@ -19,9 +19,14 @@ namespace {
 constexpr std::string_view kName = "avx512";
 constexpr int kRowTile = 8;       // rows of activations that share an unpacked weight, f32
 constexpr int kRowTileFixed = 4;  // the same in fixed point, where a row needs two sums
+constexpr int kUnpackRows = 32;   // from so many rows on codes are unpacked once for all of them
 constexpr int kPanelTile = 2;     // panels that share a broadcast activation
-constexpr int kQueryTile = 4;     // queries that share loaded keys
+constexpr int kNarrowBits = 8;    // the widest codes for which products with 8-bit activations are the faster
+constexpr int kQueryTile = 4;     // queries that share loaded keys and values,
+constexpr int kKeyParts = 4;      // of so many times 16 keys
+constexpr int kValueVectors = 4;  // and dimensions
 constexpr int kPeakSums = 10;     // five cycles, two a cycle
+constexpr int kPeakDots = 10;
 
 // 16 floats, 16 int32, 64 bytes.
 struct F {
@@ -108,27 +113,40 @@ inline B operator|(B x, B y) { return {_mm512_or_si512(x.v, y.v)}; }
 // Shifts of 16-bit lanes: the caller masks what crosses a byte.
 inline B operator>>(B x, int n) { return {_mm512_srli_epi16(x.v, static_cast<unsigned>(n))}; }
 inline B operator<<(B x, int n) { return {_mm512_slli_epi16(x.v, static_cast<unsigned>(n))}; }
+inline void store_bytes(void* p, B x) { _mm512_storeu_si512(p, x.v); }
 // Byte `i` (0..3) of each of the 16 groups of four, as float.
 inline F quad_column(B x, int i) {
   const __m512i shifted = _mm512_srli_epi32(x.v, static_cast<unsigned>(8 * i));
   return to_float(I{_mm512_and_si512(shifted, _mm512_set1_epi32(0xFF))});
 }
 
-// Sums of products of unsigned codes with four int8 activations, in int32: exact for any run.
-constexpr bool kSplitBytes = false;
-constexpr bool kDotsAreInts = true;
-constexpr int dot_run(int) { return 8; }
-using Dot = I;
 inline I int_zero() { return {_mm512_setzero_si512()}; }
-inline Dot dot_zero() { return int_zero(); }
-inline B broadcast_quad(const int8_t* x) {
-  int32_t quad;
-  std::memcpy(&quad, x, 4);
-  return {_mm512_set1_epi32(quad)};
+// Four bytes of activations, in every lane.
+inline B broadcast(const int8_t* x) {
+  int32_t lane;
+  std::memcpy(&lane, x, 4);
+  return {_mm512_set1_epi32(lane)};
 }
-inline Dot dot(Dot sum, B codes, B x) { return {_mm512_dpbusd_epi32(sum.v, codes.v, x.v)}; }
-inline Dot dot_start(I sum) { return sum; }
-inline I dot_sum(Dot sum) { return sum; }
+
+// Products of unsigned codes with signed bytes, four columns at a time, summed in int32.
+struct ByteProducts {
+  static constexpr bool kInts = true;
+  static constexpr bool kSigned = false;  // codes
+  static constexpr int alike(int) { return 8; }
+  static constexpr int kWidePlanes = 2;
+  static constexpr int kVectors = 1;  // that a quad of codes becomes
+  static constexpr int run(int) { return 8; }
+  static constexpr int digits_at(int quad, int plane, int) { return 32 * plane + 4 * quad; }
+
+  template <int kBits>
+  static void split(B quad, B* vectors) {
+    vectors[0] = quad;
+  }
+  static I add(I sum, B codes, B x) { return {_mm512_dpbusd_epi32(sum.v, codes.v, x.v)}; }
+  static I total(I sum) { return sum; }
+};
+using WideProducts = ByteProducts;
+
 inline I set1_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
 inline I operator+(I x, I y) { return {_mm512_add_epi32(x.v, y.v)}; }
 inline I operator-(I x, I y) { return {_mm512_sub_epi32(x.v, y.v)}; }

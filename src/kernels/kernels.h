@@ -14,18 +14,17 @@
 
 namespace lockstep::kernels {
 
-/// 32 columns of a row of activations as 16-bit fixed point in two int8 planes: x[k] ~ scale * (256 * high[k]
-/// + low[k]), |...| <= 32639. Rows are padded with zeros up to a multiple of 32.
+/// 32 columns of a row of activations as 16-bit fixed point: x[k] ~ scale * n[k], |n| <= 32639. Rows are
+/// padded with zeros up to a multiple of 32.
 struct Fixed16 {
-  int8_t high[32];
-  int8_t low[32];
+  int8_t digits[64];  // as the ISA multiplies them: a high and a low plane, n = 256 * high + low, or int16
   float scale;
   int32_t minus_sum[3];  // sums of the integers, negative: of the first 16, of the others, of all
   float minus_total;     // sum of the rounded values, negative
 };
-/// The same as 8-bit fixed point: x[k] ~ scale[k / 16] * high[k], |high| <= 127.
+/// The same as 8-bit fixed point: x[k] ~ scale[k / 16] * digits[k], |digits| <= 127.
 struct Fixed8 {
-  int8_t high[32];
+  int8_t digits[32];
   float scale[2];
   int32_t minus_sum[2];  // of the first 16, of the others
   float minus_total;
@@ -72,9 +71,11 @@ struct Table {
   /// output, k ascending, fused multiply-add. Panels [begin, end).
   void (*linear_f32)(const LinearArgs& args, int64_t begin, int64_t end);
   /// Products of stored codes with fixed-point activations: integer sums within a block (fixed8: half a
-  /// block), blocks in ascending k, f32 across blocks. Only for integer panel formats.
+  /// block), blocks in ascending k, f32 across blocks. Only for integer panel formats; fixed8 for codes of at
+  /// most `narrow_bits`, beyond which it would not be faster.
   void (*linear_fixed16)(const LinearArgs& args, int64_t begin, int64_t end);
   void (*linear_fixed8)(const LinearArgs& args, int64_t begin, int64_t end);
+  int narrow_bits;
   /// Rounds one row of `columns` values to blocks of fixed point.
   void (*to_fixed16)(const float* x, int64_t columns, Fixed16* blocks);
   void (*to_fixed8)(const float* x, int64_t columns, Fixed8* blocks);

@@ -15,9 +15,14 @@ namespace {
 constexpr std::string_view kName = "scalar";
 constexpr int kRowTile = 4;
 constexpr int kRowTileFixed = 2;
+constexpr int kUnpackRows = 8;
 constexpr int kPanelTile = 1;
+constexpr int kNarrowBits = 8;
 constexpr int kQueryTile = 1;
+constexpr int kKeyParts = 4;
+constexpr int kValueVectors = 4;
 constexpr int kPeakSums = 2;
+constexpr int kPeakDots = 2;
 
 // 16 floats, 16 int32, 64 bytes.
 struct F {
@@ -159,33 +164,47 @@ inline B operator>>(B x, int n) {
 inline B operator<<(B x, int n) {
   return lanes<B>([&](int i) { return static_cast<uint8_t>(x.v[i] << n); });
 }
+inline void store_bytes(void* p, B x) { std::memcpy(p, x.v, sizeof(x.v)); }
 // Byte `i` (0..3) of each of the 16 groups of four, as float.
 inline F quad_column(B x, int i) {
   return lanes([&](int lane) { return static_cast<float>(x.v[4 * lane + i]); });
 }
 
-constexpr bool kSplitBytes = false;
-constexpr bool kDotsAreInts = true;
-constexpr int dot_run(int) { return 8; }
-using Dot = I;
 inline I int_zero() {
   return lanes<I>([](int) { return 0; });
 }
-inline Dot dot_zero() { return int_zero(); }
-inline B broadcast_quad(const int8_t* x) {
+// Four bytes of activations, in every lane.
+inline B broadcast(const int8_t* x) {
   return lanes<B>([&](int i) { return static_cast<uint8_t>(x[i % 4]); });
 }
-inline Dot dot(Dot sum, B codes, B x) {
-  for (int lane = 0; lane < 16; ++lane) {
-    uint32_t total = static_cast<uint32_t>(sum.v[lane]);  // wraps, as vectors do
-    for (int i = 0; i < 4; ++i)
-      total += static_cast<uint32_t>(codes.v[4 * lane + i] * static_cast<int8_t>(x.v[i]));
-    sum.v[lane] = static_cast<int32_t>(total);
+
+// Products of unsigned codes with signed bytes, four columns at a time, summed in int32.
+struct ByteProducts {
+  static constexpr bool kInts = true;
+  static constexpr bool kSigned = false;  // codes
+  static constexpr int alike(int) { return 8; }
+  static constexpr int kWidePlanes = 2;
+  static constexpr int kVectors = 1;  // that a quad of codes becomes
+  static constexpr int run(int) { return 8; }
+  static constexpr int digits_at(int quad, int plane, int) { return 32 * plane + 4 * quad; }
+
+  template <int kBits>
+  static void split(B quad, B* vectors) {
+    vectors[0] = quad;
   }
-  return sum;
-}
-inline Dot dot_start(I sum) { return sum; }
-inline I dot_sum(Dot sum) { return sum; }
+  static I add(I sum, B codes, B x) {
+    for (int lane = 0; lane < 16; ++lane) {
+      uint32_t total = static_cast<uint32_t>(sum.v[lane]);  // wraps, as vectors do
+      for (int i = 0; i < 4; ++i)
+        total += static_cast<uint32_t>(codes.v[4 * lane + i] * static_cast<int8_t>(x.v[i]));
+      sum.v[lane] = static_cast<int32_t>(total);
+    }
+    return sum;
+  }
+  static I total(I sum) { return sum; }
+};
+using WideProducts = ByteProducts;
+
 inline I set1_int(int32_t x) {
   return lanes<I>([&](int) { return x; });
 }

@@ -23,7 +23,7 @@ enum class InputForm : uint8_t {
 /// The policy of `fast` for weights of integers: 8 bits where that does little harm. Keys and values are kept
 /// for the whole context, a router decides, and the head is the last word: these take 16. With 16 for `down`
 /// too SmolLM2 would have a quarter less error (bench/accuracy), still more than exact, at a fifth less
-/// speed.
+/// speed. Where the processor gains nothing by 8 bits (`Table::narrow_bits`) they are not taken.
 constexpr bool takes_8_bits(Role role) {
   return role == Role::q || role == Role::o || role == Role::gate || role == Role::up || role == Role::down;
 }
@@ -32,8 +32,10 @@ constexpr bool takes_8_bits(Role role) {
 inline InputForm input_form(const Runtime& runtime, const quant::PanelMatrix& weight, Role role) {
   if (runtime.precision == Precision::f32) return InputForm::f32;
   const bool fast = runtime.precision == Precision::fast;
-  if (quant::code_format(weight.dtype).bits > 0)
-    return fast && takes_8_bits(role) ? InputForm::fixed8 : InputForm::fixed16;
+  if (const int bits = quant::code_format(weight.dtype).bits; bits > 0) {
+    const bool narrow = fast && takes_8_bits(role) && bits <= runtime.kernels->narrow_bits;
+    return narrow ? InputForm::fixed8 : InputForm::fixed16;
+  }
   const bool pairs =
       fast && weight.dtype == DType::bf16 && role != Role::router && runtime.kernels->linear_bf16 != nullptr;
   return pairs ? InputForm::bf16 : InputForm::f32;

@@ -181,11 +181,12 @@ TEST(Products, EveryFormatOnEveryIsa) {
   for (const kernels::Table* table : test::tables()) {
     for (const auto& c : cases()) {
       const bool integer = quant::code_format(c->tensor.dtype).bits > 0;
-      for (int64_t T : {1, 2, 3, 5, 9}) {
+      for (int64_t T : {1, 2, 3, 5, 9, 37}) {
         for (int64_t rows : {int64_t{1}, std::min<int64_t>(7, c->tensor.rows()), c->tensor.rows()}) {
           check_products(*table, *c, rows, T, nn::InputForm::f32, 2e-6);
           if (integer) check_products(*table, *c, rows, T, nn::InputForm::fixed16, 4e-4);
-          if (integer) check_products(*table, *c, rows, T, nn::InputForm::fixed8, 3e-2);
+          if (integer && quant::code_format(c->tensor.dtype).bits <= table->narrow_bits)
+            check_products(*table, *c, rows, T, nn::InputForm::fixed8, 3e-2);
           if (c->tensor.dtype == DType::bf16 && table->linear_bf16 != nullptr)
             check_products(*table, *c, rows, T, nn::InputForm::bf16, 8e-3);
         }
@@ -194,33 +195,73 @@ TEST(Products, EveryFormatOnEveryIsa) {
   }
 }
 
+// A matrix of `rows` rows, each `times` rows of a case side by side.
+struct Enlarged {
+  Enlarged(const Case& c, int64_t rows, int64_t times) : tensor(c.tensor) {
+    const auto repeat = [&](std::span<const std::byte> from, std::vector<std::byte>& to) {
+      const int64_t count = c.tensor.rows(), bytes = static_cast<int64_t>(from.size()) / count;
+      for (int64_t i = 0; i < rows * times; ++i) {
+        const auto row = from.subspan((i / times + i % times) % count * bytes, bytes);
+        to.insert(to.end(), row.begin(), row.end());
+      }
+    };
+    repeat(c.tensor.data, data);
+    repeat(c.tensor.scales, scales);
+    repeat(c.tensor.biases, biases);
+    tensor.shape = {rows, c.tensor.columns() * times};
+    tensor.data = data;
+    tensor.scales = scales;
+    tensor.biases = biases;
+  }
+  StoredTensor tensor;
+  std::vector<std::byte> data, scales, biases;
+};
+
+// More rows, panels and columns than are at work at once, and none of them a multiple of that.
 TEST(Products, RowsDoNotDependOnTheirNumber) {
   Pool pool(1);
-  for (const kernels::Table* table : test::tables()) {
-    for (const auto& c : cases()) {
-      const quant::PackedWeight packed({&c->tensor, 1}, pool);
-      const int64_t K = packed.columns();
-      const int64_t N = packed.rows();
-      constexpr int64_t T = 11;
-      std::mt19937 random(3);
-      std::normal_distribution<float> normal;
-      std::vector<float> x(T * K), together(T * N), alone(N);
-      for (float& value : x) value = normal(random);
-      kernels::LinearArgs args;
-      args.weight = &packed.matrix();
-      args.x_stride = K;
-      args.y_stride = N;
-      args.x = x.data();
-      args.y = together.data();
-      args.rows = T;
-      table->linear_f32(args, 0, packed.matrix().panels);
+  for (const auto& c : cases()) {
+    const int64_t N = 16 * 9 + 5;
+    const Enlarged weight(*c, N, 700 / c->tensor.columns() + 1);
+    const quant::PackedWeight packed({&weight.tensor, 1}, pool);
+    const int64_t K = packed.columns(), blocks = (K + 31) / 32;
+    const int bits = quant::code_format(c->tensor.dtype).bits;
+    constexpr int64_t T = 131;
+    std::mt19937 random(3);
+    std::normal_distribution<float> normal;
+    std::vector<float> x(T * K), together(T * N), alone(N);
+    for (float& value : x) value = normal(random);
+    for (const kernels::Table* table : test::tables()) {
+      std::vector<kernels::Fixed16> wide(T * blocks);
+      std::vector<kernels::Fixed8> narrow(T * blocks);
       for (int64_t t = 0; t < T; ++t) {
-        args.x = &x[t * K];
-        args.y = alone.data();
-        args.rows = 1;
-        table->linear_f32(args, 0, packed.matrix().panels);
-        for (int64_t n = 0; n < N; ++n) ASSERT_TRUE(same(alone[n], together[t * N + n])) << c->name;
+        table->to_fixed16(&x[t * K], K, &wide[t * blocks]);
+        table->to_fixed8(&x[t * K], K, &narrow[t * blocks]);
       }
+      const auto check = [&](const char* form, auto product, int64_t stride) {
+        const auto multiply = [&](int64_t row, int64_t rows, float* y) {
+          kernels::LinearArgs args;
+          args.weight = &packed.matrix();
+          args.x_stride = stride;
+          args.y_stride = N;
+          args.x = &x[row * K];
+          args.x_fixed16 = &wide[row * blocks];
+          args.x_fixed8 = &narrow[row * blocks];
+          args.y = y;
+          args.rows = rows;
+          product(args, 0, packed.matrix().panels);
+        };
+        multiply(0, T, together.data());
+        for (const int64_t t : {int64_t{0}, int64_t{1}, int64_t{5}, int64_t{127}, int64_t{128}, T - 1}) {
+          multiply(t, 1, alone.data());
+          for (int64_t n = 0; n < N; ++n)
+            ASSERT_TRUE(same(alone[n], together[t * N + n]))
+                << table->isa << " " << form << " " << c->name << " row " << t << " output " << n;
+        }
+      };
+      check("f32", table->linear_f32, K);
+      if (bits > 0) check("fixed16", table->linear_fixed16, blocks);
+      if (bits > 0 && bits <= table->narrow_bits) check("fixed8", table->linear_fixed8, blocks);
     }
   }
 }

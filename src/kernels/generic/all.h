@@ -1,9 +1,12 @@
 // The algorithms, once. Included by each ISA's file inside its target region and namespace, after
-// it has defined the 16-lane types F (float), I (int32), B (64 bytes), Dot and their operations.
-// No include guards against that: one file includes this once.
+// it has defined the 16-lane types F (float), I (int32), B (64 bytes) with their operations, and its products
+// of integers. No include guards against that: one file includes this once.
 // clang-format off: each uses the ones before it
 #include "kernels/generic/formats.h"
+#include "kernels/generic/tiles.h"
+#include "kernels/generic/unpacked.h"
 #include "kernels/generic/linear.h"
+#include "kernels/generic/fixed.h"
 #include "kernels/generic/elementwise.h"
 #include "kernels/generic/attention.h"
 #include "kernels/generic/peak.h"
@@ -15,6 +18,7 @@ constexpr Table make_table() {
       .linear_f32 = linear_f32,
       .linear_fixed16 = linear_fixed16,
       .linear_fixed8 = linear_fixed8,
+      .narrow_bits = kNarrowBits,
       .to_fixed16 = to_fixed16,
       .to_fixed8 = to_fixed8,
       .linear_bf16 = nullptr,

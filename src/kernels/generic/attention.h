@@ -24,20 +24,25 @@ inline void tile_weights(const AttentionTileArgs& args, int64_t query, float* we
   const float lowest = -std::numeric_limits<float>::infinity();
   const auto* k = static_cast<const typename Key::Element*>(args.k);
   const float* q = args.q + query * args.head_dim;
-  F score[R][kTileParts];
-  for (auto& row : score) {
-    for (F& part : row) part = zero();
-  }
   const auto* values = static_cast<const typename Key::Element*>(args.v);
-  for (int64_t d = 0; d < args.head_dim; ++d) {
-    // The first queries bring keys and values from memory: values while keys are at work, and so on.
-    if (query == 0 && args.next != nullptr && d < kTileKeys) fetch(values + d * args.v_stride, args.v_stride);
-    F keys[kTileParts];
-    for (int part = 0; part < kTileParts; ++part) keys[part] = Key::get(k + d * kTileKeys + 16 * part);
-    for (int r = 0; r < R; ++r) {
-      const F value = set1(q[r * args.head_dim + d]);
-      for (int part = 0; part < kTileParts; ++part) score[r][part] = fma(value, keys[part], score[r][part]);
+  F score[R][kTileParts];
+  for (int begin = 0; begin < kTileParts; begin += kKeyParts) {
+    F sums[R][kKeyParts];
+    for (auto& row : sums) {
+      for (F& part : row) part = zero();
     }
+    for (int64_t d = 0; d < args.head_dim; ++d) {
+      // The first queries bring keys and values from memory: values while keys are at work, and so on.
+      if (query == 0 && begin == 0 && args.next != nullptr && d < kTileKeys)
+        fetch(values + d * args.v_stride, args.v_stride);
+      F keys[kKeyParts];
+      for (int i = 0; i < kKeyParts; ++i) keys[i] = Key::get(k + d * kTileKeys + 16 * (begin + i));
+      for (int r = 0; r < R; ++r) {
+        const F value = set1(q[r * args.head_dim + d]);
+        for (int i = 0; i < kKeyParts; ++i) sums[r][i] = fma(value, keys[i], sums[r][i]);
+      }
+    }
+    for (int r = 0; r < R; ++r) std::copy_n(sums[r], kKeyParts, score[r] + begin);
   }
   for (int r = 0; r < R; ++r) {
     const int first = args.first[query + r], last = args.last[query + r];
@@ -94,12 +99,11 @@ inline void tile_values(const AttentionTileArgs& args, int64_t query, const floa
 
 template <typename Key, int R>
 void tile_queries(const AttentionTileArgs& args, int64_t query) {
-  constexpr int kVectors = 4;
   float weights[R * kTileKeys];
   tile_weights<Key, R>(args, query, weights);
   int64_t d = 0;
-  for (; d + kVectors * kLanes <= args.v_stride; d += kVectors * kLanes)
-    tile_values<Key, R, kVectors>(args, query, weights, d);
+  for (; d + kValueVectors * kLanes <= args.v_stride; d += kValueVectors * kLanes)
+    tile_values<Key, R, kValueVectors>(args, query, weights, d);
   for (; d < args.v_stride; d += kLanes) tile_values<Key, R, 1>(args, query, weights, d);
 }
 

@@ -64,6 +64,18 @@ inline void quantise(const F (&values)[kCount], float most, I (&integers)[kCount
     integers[i] = round_to_int(min(set1(most), max(set1(-most), values[i] * set1(lift) * inverse)));
 }
 
+// The first or second 16 integers of a block, as products take them.
+template <typename Products>
+inline void store_digits(int8_t* digits, int half, I integers) {
+  if constexpr (Products::kWidePlanes == 1) {
+    Products::store_words(digits + 32 * half, integers);
+  } else {
+    const I high = shift_right(integers + set1_int(128), 8);
+    store_bytes(digits + 16 * half, high);
+    store_bytes(digits + 32 + 16 * half, integers - shift_left(high, 8));
+  }
+}
+
 void to_fixed16(const float* x, int64_t columns, Fixed16* blocks) {
   for (int64_t k = 0; k < columns; k += 32, x += 32, ++blocks) {
     const F parts[2] = {load_part(x, columns - k, 0),
@@ -71,9 +83,7 @@ void to_fixed16(const float* x, int64_t columns, Fixed16* blocks) {
     I integers[2];
     quantise(parts, 32639.0F, integers, &blocks->scale);
     for (int half = 0; half < 2; ++half) {
-      const I top = shift_right(integers[half] + set1_int(128), 8);
-      store_bytes(blocks->high + 16 * half, top);
-      store_bytes(blocks->low + 16 * half, integers[half] - shift_left(top, 8));
+      store_digits<WideProducts>(blocks->digits, half, integers[half]);
       blocks->minus_sum[half] = minus_sum_int(integers[half]);
     }
     blocks->minus_sum[2] = static_cast<int32_t>(static_cast<uint32_t>(blocks->minus_sum[0]) +
@@ -89,7 +99,7 @@ void to_fixed8(const float* x, int64_t columns, Fixed8* blocks) {
       const F part[1] = {count > 0 ? load_part(x + 16 * half, count, 0) : zero()};
       I integers[1];
       quantise(part, 127.0F, integers, &blocks->scale[half]);
-      store_bytes(blocks->high + 16 * half, integers[0]);
+      store_bytes(blocks->digits + 16 * half, integers[0]);
       blocks->minus_sum[half] = minus_sum_int(integers[0]);
     }
     blocks->minus_total = std::fma(static_cast<float>(blocks->minus_sum[1]), blocks->scale[1],

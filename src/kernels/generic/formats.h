@@ -129,6 +129,31 @@ struct PlainBf16 {
   static F column(const std::byte* p, int i) { return load_bf16_pair(p, i); }
 };
 
+// Calls run<Format>() for the block format of a matrix.
+template <typename Run>
+inline void with_block_format(const quant::PanelMatrix& w, const Run& run) {
+  const auto affine = [&]<int kBits>() {
+    switch (w.scale_dtype) {
+      case DType::f16: return run.template operator()<Affine<kBits, ScaleF16>>();
+      case DType::bf16: return run.template operator()<Affine<kBits, ScaleBf16>>();
+      default: return run.template operator()<Affine<kBits, ScaleF32>>();
+    }
+  };
+  switch (w.dtype) {
+    case DType::q4_0: return run.template operator()<Simple<4, 8, false>>();
+    case DType::q4_1: return run.template operator()<Simple<4, 0, true>>();
+    case DType::q5_0: return run.template operator()<Simple<5, 16, false>>();
+    case DType::q5_1: return run.template operator()<Simple<5, 0, true>>();
+    case DType::q8_0: return run.template operator()<Simple<8, 128, false>>();
+    case DType::q4_k: return run.template operator()<SuperBlock<4>>();
+    case DType::q5_k: return run.template operator()<SuperBlock<5>>();
+    case DType::q6_k: return run.template operator()<Q6K>();
+    case DType::mlx_q4: return affine.template operator()<4>();
+    case DType::mlx_q8: return affine.template operator()<8>();
+    default: return;
+  }
+}
+
 constexpr int log2_of(int power) { return power == 1 ? 0 : 1 + log2_of(power / 2); }
 
 // Asks for what is read some way behind `p`, `bytes` long, at byte `at` of one of `together` panels that are

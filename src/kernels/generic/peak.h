@@ -30,18 +30,17 @@ int64_t peak_f32(int64_t rounds) { return peak_f32(rounds, std::make_index_seque
 template <size_t... S>
 int64_t peak_int8(int64_t rounds, std::index_sequence<S...>) {
   // Sums that start alike, and products of equal operands, would be computed once.
-  Dot sums[] = {set1_int(static_cast<int32_t>(S))...};
+  I sums[] = {set1_int(static_cast<int32_t>(S))...};
   const int8_t quads[][4] = {{static_cast<int8_t>(S), 0, 1, 0}...};
-  const B x[] = {broadcast_quad(quads[S])...};
+  const B x[] = {broadcast(quads[S])...};
   alignas(64) const std::byte bytes[64] = {};
   B codes = load_bytes(bytes);
   for (int64_t i = 0; i < rounds; ++i) {
-    ((sums[S] = dot(sums[S], codes, x[S])), ...);
+    ((sums[S] = ByteProducts::add(sums[S], codes, x[S])), ...);
     asm volatile("" : "+m"(codes));  // as if it were another: no product is computed before the loop
   }
-  int32_t lanes[kLanes];
-  store_int(lanes, (dot_sum(sums[S]) + ...));
-  // The result must matter, or the compiler leaves the loop out.
-  return lanes[0] >= 0 ? rounds * kPeakSums * kLanes * 4 * 2 : 0;
+  // Every lane must matter, or the compiler leaves out those that do not.
+  const float total = sum(to_float((ByteProducts::total(sums[S]) + ...)));
+  return total == total ? rounds * kPeakDots * kLanes * 4 * 2 : 0;
 }
-int64_t peak_int8(int64_t rounds) { return peak_int8(rounds, std::make_index_sequence<kPeakSums>()); }
+int64_t peak_int8(int64_t rounds) { return peak_int8(rounds, std::make_index_sequence<kPeakDots>()); }

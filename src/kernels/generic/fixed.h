@@ -1,0 +1,283 @@
+// Products of rows of fixed-point activations with panels of stored codes. Integers are summed within a block,
+// which is exact in any order, so that each ISA may multiply them as suits it (`ByteProducts`, `WideProducts`);
+// what is f32 has one order everywhere.
+
+// Activations of 16 bits: as planes of bytes, or as words where the ISA multiplies those.
+struct Wide {
+  using Block = Fixed16;
+  using Products = WideProducts;
+  static constexpr int kPlanes = Products::kWidePlanes;
+  static constexpr int kScales = 1;  // a block
+  static const int8_t* digits(const Fixed16& x) { return x.digits; }
+  static float scale(const Fixed16& x, int) { return x.scale; }
+  static int32_t minus_sum(const Fixed16& x, int part, int parts) {
+    return x.minus_sum[parts == 2 ? part : 2];
+  }
+};
+// Activations of 8 bits.
+struct Narrow {
+  using Block = Fixed8;
+  using Products = ByteProducts;
+  static constexpr int kPlanes = 1;
+  static constexpr int kScales = 2;
+  static const int8_t* digits(const Fixed8& x) { return x.digits; }
+  static float scale(const Fixed8& x, int part) { return x.scale[part]; }
+  static int32_t minus_sum(const Fixed8& x, int part, int) { return x.minus_sum[part]; }
+};
+
+// Codes as they lie in a panel.
+template <typename Format, typename Products>
+struct Stored : Format {
+  using Format::kBits;
+  static constexpr int kVectors = Products::kVectors;
+  static void quad(const std::byte* codes, int j, B (&vectors)[kVectors]) {
+    Products::template split<kBits>(quad_codes<kBits>(codes, j), vectors);
+  }
+};
+
+// Blocks made ready to be multiplied with many rows: what unpacking takes is done once for all of them. A block
+// of 32 columns has its scales, its bias and then the vectors of its quads, quad after quad. Formats that differ
+// only in how they are stored are the same here.
+template <typename Multiplied, int kCodeBits, int kCodeOffset, bool kBias, int kColumns>
+struct Unpacked {
+  using Products = Multiplied;
+  static constexpr int kBits = kCodeBits;
+  static constexpr int kOffset = kCodeOffset;
+  static constexpr bool kHasBias = kBias;
+  static constexpr int kScaleColumns = kColumns;
+  static constexpr int kVectors = Products::kVectors;
+  static constexpr int kScales = 32 / kScaleColumns;
+  static constexpr int64_t kCodes = 64 * (kScales + (kHasBias ? 1 : 0));  // byte
+  static constexpr int64_t kBytes = kCodes + 64 * 8 * kVectors;
+
+  static F scale(const std::byte* block, int64_t i) { return load(floats(block + 64 * i)); }
+  static F minus_bias(const std::byte* block, int64_t) { return load(floats(block + 64 * kScales)); }
+  static const std::byte* codes(const std::byte* block, const quant::PanelMatrix&, int64_t) {
+    return block + kCodes;
+  }
+  static void quad(const std::byte* codes, int j, B (&vectors)[kVectors]) {
+    for (int i = 0; i < kVectors; ++i) vectors[i] = load_bytes(codes + 64 * (kVectors * j + i));
+  }
+
+  // Block `s` of a unit of a panel.
+  template <typename Format>
+  static void make(const std::byte* unit, const quant::PanelMatrix& w, int64_t s, std::byte* block) {
+    for (int i = 0; i < kScales; ++i) store(floats(block + 64 * i), Format::scale(unit, s * kScales + i));
+    if constexpr (kHasBias) store(floats(block + 64 * kScales), Format::minus_bias(unit, s));
+    for (int j = 0; j < 8; ++j) {
+      B vectors[kVectors];
+      Stored<Format, Products>::quad(Format::codes(unit, w, s), j, vectors);
+      for (int i = 0; i < kVectors; ++i) {
+        if constexpr (kOffset != Format::kOffset) vectors[i] = Products::minus(vectors[i], Format::kOffset);
+        store_bytes(block + kCodes + 64 * (kVectors * j + i), vectors[i]);
+      }
+    }
+  }
+
+ private:
+  static const float* floats(const std::byte* p) { return reinterpret_cast<const float*>(p); }
+  static float* floats(std::byte* p) { return reinterpret_cast<float*>(p); }
+};
+template <typename Format, typename Products>
+using UnpackedOf = Unpacked<Products, Products::alike(Format::kBits), Products::kSigned ? 0 : Format::kOffset,
+                            Format::kHasBias, Format::kScaleColumns>;
+
+// sums += integer sums of codes times activations over `kQuads` quads from quad `first`, for P panels and R
+// rows.
+template <typename Codes, typename Form, int kQuads, int R, int P>
+inline void code_sums(I (&sums)[P][R], const std::byte* const (&codes)[P], int first,
+                      const typename Form::Block* const (&x)[R]) {
+  using Products = typename Form::Products;
+  constexpr int kPlanes = Form::kPlanes;
+  constexpr int kVectors = Codes::kVectors;
+  constexpr int kRun = std::min(Products::run(Codes::kBits), kQuads);
+  for (int run = first; run < first + kQuads; run += kRun) {
+    I dots[P][R][kPlanes];
+    for (int p = 0; p < P; ++p) {
+      for (int r = 0; r < R; ++r) {
+        for (int plane = 0; plane < kPlanes; ++plane) {
+          // The last plane is the lowest: where dots are int32, its sum starts from what is there.
+          const bool starts = Products::kInts && plane == kPlanes - 1;
+          dots[p][r][plane] = starts ? sums[p][r] : int_zero();
+        }
+      }
+    }
+    for (int j = run; j < run + kRun; ++j) {
+      B vectors[P][kVectors];
+      for (int p = 0; p < P; ++p) Codes::quad(codes[p], j, vectors[p]);
+      for (int r = 0; r < R; ++r) {
+        for (int plane = 0; plane < kPlanes; ++plane) {
+          for (int i = 0; i < kVectors; ++i) {
+            const B value = broadcast(Form::digits(*x[r]) + Products::digits_at(j, plane, i));
+            for (int p = 0; p < P; ++p) {
+              I& dot = dots[p][r][plane];
+              dot = Products::add(dot, vectors[p][i], value);
+            }
+          }
+        }
+      }
+    }
+    for (int p = 0; p < P; ++p) {
+      for (int r = 0; r < R; ++r) {
+        const I sum = Products::total(dots[p][r][kPlanes - 1]);
+        sums[p][r] = Products::kInts ? sum : sums[p][r] + sum;
+        if constexpr (kPlanes == 2) sums[p][r] = sums[p][r] + shift_left(Products::total(dots[p][r][0]), 8);
+      }
+    }
+  }
+}
+
+// acc += one block of weights times activations.
+template <typename Codes, typename Form, int R, int P>
+inline void multiply_block(F (&acc)[P][R], const quant::PanelMatrix& w, const std::byte* const (&units)[P],
+                           int64_t s, const typename Form::Block* const (&x)[R]) {
+  constexpr int kWeightScales = 32 / Codes::kScaleColumns;
+  constexpr int kParts = std::max(kWeightScales, Form::kScales);
+  const std::byte* codes[P];
+  for (int p = 0; p < P; ++p) codes[p] = Codes::codes(units[p], w, s);
+  F together[P][R];  // of the halves of a block, where the weights have one scale
+  for (int part = 0; part < kParts; ++part) {
+    I sums[P][R];
+    for (int r = 0; r < R; ++r) {
+      const I start = Codes::kOffset == 0
+                          ? int_zero()
+                          : shift_left(set1_int(Form::minus_sum(*x[r], part, kParts)), log2_of(Codes::kOffset));
+      for (int p = 0; p < P; ++p) sums[p][r] = start;
+    }
+    code_sums<Codes, Form, 8 / kParts>(sums, codes, part * 8 / kParts, x);
+    F scales[P];
+    for (int p = 0; p < P; ++p)
+      scales[p] = Codes::scale(units[p], s * kWeightScales + (kWeightScales == 2 ? part : 0));
+    for (int r = 0; r < R; ++r) {
+      const F x_scale = set1(Form::scale(*x[r], part));
+      for (int p = 0; p < P; ++p) {
+        const F sum = to_float(sums[p][r]);
+        if constexpr (kParts == kWeightScales) {
+          acc[p][r] = fma(sum, scales[p] * x_scale, acc[p][r]);
+        } else {
+          together[p][r] = part == 0 ? sum * x_scale : fma(sum, x_scale, together[p][r]);
+          if (part == kParts - 1) acc[p][r] = fma(together[p][r], scales[p], acc[p][r]);
+        }
+      }
+    }
+  }
+  if constexpr (Codes::kHasBias) {
+    F biases[P];
+    for (int p = 0; p < P; ++p) biases[p] = Codes::minus_bias(units[p], s);
+    for (int r = 0; r < R; ++r) {
+      const F total = set1(x[r]->minus_total);  // negative as the bias is
+      for (int p = 0; p < P; ++p) acc[p][r] = fma(biases[p], total, acc[p][r]);
+    }
+  }
+}
+
+// A few rows: codes are taken as they lie.
+template <typename Format, typename Form, int R, int P>
+void fixed_rows(const LinearArgs& args, const typename Form::Block* first, int64_t panel, int64_t row) {
+  using Codes = Stored<Format, typename Form::Products>;
+  const quant::PanelMatrix& w = *args.weight;
+  const int64_t sub_blocks = Format::sub_blocks(w);
+  const int64_t unit_bytes = Format::unit_bytes(w);
+  const int64_t step = unit_bytes / sub_blocks;
+  const std::byte* units[P];
+  for (int p = 0; p < P; ++p) units[p] = w.panel(panel + p);
+  const typename Form::Block* x[R];
+  for (int r = 0; r < R; ++r) x[r] = first + (row + r) * args.x_stride;
+  const auto* end = x[0] + args.x_stride;
+  F acc[P][R];
+  for (auto& rows : acc) {
+    for (auto& a : rows) a = zero();
+  }
+  int64_t at = 0;  // byte of the panels
+  while (x[0] != end) {
+    // As short a loop as possible: unrolled, its instructions would no longer come from the cache of decoded
+    // ones.
+#pragma GCC unroll 1
+    for (int64_t s = 0; s < sub_blocks; ++s) {
+      // The first rows bring the weights from memory, which processors fetch ahead only within a page.
+      if (row == 0) {
+        for (int p = 0; p < P; ++p) fetch_ahead(units[p] + s * step, step, at, w.panel_bytes, P);
+        at += step;
+      }
+      multiply_block<Codes, Form>(acc, w, units, s, x);
+      for (int r = 0; r < R; ++r) ++x[r];
+    }
+    for (int p = 0; p < P; ++p) units[p] += unit_bytes;
+  }
+  for (int p = 0; p < P; ++p) {
+    for (int r = 0; r < R; ++r) store_outputs(args, panel + p, row + r, acc[p][r]);
+  }
+}
+
+// sums += `blocks` unpacked blocks of P panels times R rows. x: the first row's block that belongs to the first.
+template <typename Codes, typename Form, int R, int P>
+[[gnu::noinline]] void unpacked_rows(const LinearArgs& args, const std::byte* (&panels)[P], int64_t blocks,
+                                     const typename Form::Block* first, const Sums& sums) {
+  const std::byte* units[P];
+  for (int p = 0; p < P; ++p) units[p] = panels[p];
+  const typename Form::Block* x[R];
+  for (int r = 0; r < R; ++r) x[r] = first + r * args.x_stride;
+  F acc[P][R];
+  for (int p = 0; p < P; ++p) {
+    for (int r = 0; r < R; ++r) acc[p][r] = load(sums.at(p, r));
+  }
+#pragma GCC unroll 1
+  for (int64_t b = 0; b < blocks; ++b) {
+    multiply_block<Codes, Form>(acc, *args.weight, units, 0, x);
+    for (int p = 0; p < P; ++p) units[p] += Codes::kBytes;
+    for (int r = 0; r < R; ++r) ++x[r];
+  }
+  for (int p = 0; p < P; ++p) {
+    for (int r = 0; r < R; ++r) store(sums.at(p, r), acc[p][r]);
+  }
+}
+
+// Many rows: blocks are unpacked (`multiply_unpacked`).
+template <typename Format, typename Form>
+struct FixedSource {
+  using Codes = UnpackedOf<Format, typename Form::Products>;
+  static constexpr int64_t kBytes = Codes::kBytes;
+  static constexpr int64_t kTogether = 16;
+
+  const typename Form::Block* x;  // activations [T, x_stride]
+  const typename Form::Block* first = nullptr;  // of what is at work
+  int64_t blocks = 0;
+
+  void take(const LinearArgs& args, int64_t index, int64_t count, int64_t row) {
+    first = x + row * args.x_stride + index;
+    blocks = count;
+  }
+  static void make(const LinearArgs& args, int64_t panel, int64_t index, std::byte* block) {
+    const int64_t sub_blocks = Format::sub_blocks(*args.weight);
+    const std::byte* unit =
+        args.weight->panel(panel) + index / sub_blocks * Format::unit_bytes(*args.weight);
+    Codes::template make<Format>(unit, *args.weight, index % sub_blocks, block);
+  }
+  template <int R, int P>
+  void rows(const LinearArgs& args, const std::byte* (&panels)[P], int64_t row, const Sums& sums) const {
+    unpacked_rows<Codes, Form, R>(args, panels, blocks, first + row * args.x_stride, sums);
+  }
+};
+
+template <typename Format, typename Form>
+void fixed_panels(const LinearArgs& args, const typename Form::Block* x, int64_t begin, int64_t end) {
+  if (args.rows < kUnpackRows) {
+    tile<kRowTileFixed>(args, begin, end, [&]<int R, int P>(int64_t row, int64_t panel) {
+      fixed_rows<Format, Form, R, P>(args, x, panel, row);
+    });
+  } else {
+    multiply_unpacked<kRowTileFixed>(args, FixedSource<Format, Form>{x}, begin, end);
+  }
+}
+
+void linear_fixed16(const LinearArgs& args, int64_t begin, int64_t end) {
+  with_block_format(*args.weight, [&]<typename Format>() {
+    fixed_panels<Format, Wide>(args, args.x_fixed16, begin, end);
+  });
+}
+void linear_fixed8(const LinearArgs& args, int64_t begin, int64_t end) {
+  with_block_format(*args.weight, [&]<typename Format>() {
+    if constexpr (Format::kBits <= kNarrowBits)
+      fixed_panels<Format, Narrow>(args, args.x_fixed8, begin, end);
+  });
+}

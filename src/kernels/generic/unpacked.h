@@ -1,0 +1,66 @@
+// Products of many rows: blocks of weights are unpacked once for all of them. A source says what an unpacked
+// block of 32 columns is, `kBytes` long, and multiplies rows with it:
+//   take(args, block, blocks, row)          from where on blocks and rows are at work next
+//   make(args, panel, block, out)           unpacks one block
+//   rows<R, P>(args, panels, row, sums)     sums += those blocks of P panels times R of those rows, columns in
+//                                           ascending order
+// What is at work at once: `kTogether` blocks, which with the activations of a few rows fit the nearest cache;
+// rows whose activations in these columns fit the next one, while panels pass by.
+
+constexpr int64_t kRowsTogether = 128;
+constexpr int64_t kPanelsTogether = 8;
+
+// Sums of some rows of the first of several panels: 16 of panel p and row r lie at(p, r).
+struct Sums {
+  float* first;
+  int64_t panel_stride;
+
+  float* at(int64_t panel, int64_t row) const { return first + panel * panel_stride + row * kLanes; }
+};
+
+// Panels [begin, end), at most kPanelsTogether, times rows [row, row + rows), at most kRowsTogether.
+template <int kTile, typename Source>
+void unpacked_tile(const LinearArgs& args, Source& source, int64_t begin, int64_t end, int64_t row,
+                   int64_t rows) {
+  const quant::PanelMatrix& w = *args.weight;
+  alignas(64) std::byte unpacked[kPanelTile][Source::kTogether * Source::kBytes];
+  alignas(64) float buffer[kPanelsTogether * kRowsTogether * kLanes];  // [panels, rows, 16]
+  std::fill_n(buffer, (end - begin) * rows * kLanes, 0.0F);
+  const Sums sums{buffer, rows * kLanes};
+  const int64_t count = (w.columns + 31) / 32;
+  for (int64_t b = 0; b < count; b += Source::kTogether) {
+    const int64_t blocks = std::min(Source::kTogether, count - b);
+    source.take(args, b, blocks, row);
+    const auto multiply = [&]<int P, int kRows>(int64_t panel) {
+      const std::byte* panels[P];
+      for (int p = 0; p < P; ++p) {
+        panels[p] = unpacked[p];
+        const int64_t at = b * w.panel_bytes / count;  // byte, about
+        fetch_ahead(w.panel(panel + p) + at, blocks * w.panel_bytes / count, at, w.panel_bytes, P);
+        for (int64_t i = 0; i < blocks; ++i)
+          source.make(args, panel + p, b + i, unpacked[p] + i * Source::kBytes);
+      }
+      tile_rows<kRows>(rows, [&]<int R>(int64_t r) {
+        source.template rows<R, P>(args, panels, r, Sums{sums.at(panel - begin, r), sums.panel_stride});
+      });
+    };
+    int64_t panel = begin;
+    for (; panel + kPanelTile <= end; panel += kPanelTile)
+      multiply.template operator()<kPanelTile, kTile>(panel);
+    for (; panel < end; ++panel) multiply.template operator()<1, 1>(panel);
+  }
+  for (int64_t panel = begin; panel < end; ++panel) {
+    for (int64_t r = 0; r < rows; ++r)
+      store_outputs(args, panel, row + r, load(sums.at(panel - begin, r)));
+  }
+}
+
+// The same for any number of both.
+template <int kTile, typename Source>
+void multiply_unpacked(const LinearArgs& args, Source source, int64_t begin, int64_t end) {
+  for (; begin < end; begin += kPanelsTogether) {
+    const int64_t last = std::min(end, begin + kPanelsTogether);
+    for (int64_t row = 0; row < args.rows; row += kRowsTogether)
+      unpacked_tile<kTile>(args, source, begin, last, row, std::min(kRowsTogether, args.rows - row));
+  }
+}
