@@ -80,17 +80,25 @@ inline void tile_values(const AttentionTileArgs& args, int64_t query, const floa
     for (F& part : row) part = zero();
   }
   const auto* next = static_cast<const typename Key::Element*>(args.next);
-  for (int j = from; j < to; ++j) {
-    if (query == 0 && d == 0 && next != nullptr && j < args.head_dim) fetch(next + j * kTileKeys, kTileKeys);
-    const bool all = j >= all_from && j < all_to;
-    F values[V];
-    for (int i = 0; i < V; ++i) values[i] = Key::get(v + j * args.v_stride + d + i * kLanes);
-    for (int r = 0; r < R; ++r) {
-      if (!all && (j < args.first[query + r] || j >= args.last[query + r])) continue;
-      const F weight = set1(weights[r * kTileKeys + j]);
-      for (int i = 0; i < V; ++i) sums[r][i] = fma(weight, values[i], sums[r][i]);
+  const bool fetches = query == 0 && d == 0 && args.next != nullptr;
+  const auto keys = [&]<bool kAll>(int begin, int end) {
+    for (int j = begin; j < end; ++j) {
+      if (fetches && j < args.head_dim) fetch(next + j * kTileKeys, kTileKeys);
+      F values[V];
+      for (int i = 0; i < V; ++i) values[i] = Key::get(v + j * args.v_stride + d + i * kLanes);
+      for (int r = 0; r < R; ++r) {
+        if (!kAll && (j < args.first[query + r] || j >= args.last[query + r])) continue;
+        const F weight = set1(weights[r * kTileKeys + j]);
+        for (int i = 0; i < V; ++i) sums[r][i] = fma(weight, values[i], sums[r][i]);
+      }
     }
-  }
+  };
+  // Most keys are seen by all of the queries, which is faster to do.
+  all_from = std::min(std::max(all_from, from), to);
+  all_to = std::clamp(all_to, all_from, to);
+  keys.template operator()<false>(from, all_from);
+  keys.template operator()<true>(all_from, all_to);
+  keys.template operator()<false>(all_to, to);
   for (int r = 0; r < R; ++r) {
     float* out = args.out + (query + r) * args.head_dim;
     for (int i = 0; i < V; ++i) store_part(out + d + i * kLanes, args.head_dim - d - i * kLanes, sums[r][i]);

@@ -1,6 +1,6 @@
-// Products of rows of fixed-point activations with panels of stored codes. Integers are summed within a block,
-// which is exact in any order, so that each ISA may multiply them as suits it (`ByteProducts`, `WideProducts`);
-// what is f32 has one order everywhere.
+// Products of rows of fixed-point activations with panels of stored codes. Integers are summed within a
+// block, which is exact in any order, so that each ISA may multiply them as suits it (`ByteProducts`,
+// `WideProducts`); what is f32 has one order everywhere.
 
 // Activations of 16 bits: as planes of bytes, or as words where the ISA multiplies those.
 struct Wide {
@@ -35,9 +35,9 @@ struct Stored : Format {
   }
 };
 
-// Blocks made ready to be multiplied with many rows: what unpacking takes is done once for all of them. A block
-// of 32 columns has its scales, its bias and then the vectors of its quads, quad after quad. Formats that differ
-// only in how they are stored are the same here.
+// Blocks made ready to be multiplied with many rows: what unpacking takes is done once for all of them. A
+// block of 32 columns has its scales, its bias and then the vectors of its quads, quad after quad. Formats
+// that differ only in how they are stored are the same here.
 template <typename Multiplied, int kCodeBits, int kCodeOffset, bool kBias, int kColumns>
 struct Unpacked {
   using Products = Multiplied;
@@ -139,9 +139,9 @@ inline void multiply_block(F (&acc)[P][R], const quant::PanelMatrix& w, const st
   for (int part = 0; part < kParts; ++part) {
     I sums[P][R];
     for (int r = 0; r < R; ++r) {
-      const I start = Codes::kOffset == 0
-                          ? int_zero()
-                          : shift_left(set1_int(Form::minus_sum(*x[r], part, kParts)), log2_of(Codes::kOffset));
+      const I start = Codes::kOffset == 0 ? int_zero()
+                                          : shift_left(set1_int(Form::minus_sum(*x[r], part, kParts)),
+                                                       log2_of(Codes::kOffset));
       for (int p = 0; p < P; ++p) sums[p][r] = start;
     }
     code_sums<Codes, Form, 8 / kParts>(sums, codes, part * 8 / kParts, x);
@@ -209,7 +209,8 @@ void fixed_rows(const LinearArgs& args, const typename Form::Block* first, int64
   }
 }
 
-// sums += `blocks` unpacked blocks of P panels times R rows. x: the first row's block that belongs to the first.
+// sums += `blocks` unpacked blocks of P panels times R rows. x: the first row's block that belongs to the
+// first.
 template <typename Codes, typename Form, int R, int P>
 [[gnu::noinline]] void unpacked_rows(const LinearArgs& args, const std::byte* (&panels)[P], int64_t blocks,
                                      const typename Form::Block* first, const Sums& sums) {
@@ -239,7 +240,7 @@ struct FixedSource {
   static constexpr int64_t kBytes = Codes::kBytes;
   static constexpr int64_t kTogether = 16;
 
-  const typename Form::Block* x;  // activations [T, x_stride]
+  const typename Form::Block* x;                // activations [T, x_stride]
   const typename Form::Block* first = nullptr;  // of what is at work
   int64_t blocks = 0;
 
@@ -249,8 +250,7 @@ struct FixedSource {
   }
   static void make(const LinearArgs& args, int64_t panel, int64_t index, std::byte* block) {
     const int64_t sub_blocks = Format::sub_blocks(*args.weight);
-    const std::byte* unit =
-        args.weight->panel(panel) + index / sub_blocks * Format::unit_bytes(*args.weight);
+    const std::byte* unit = args.weight->panel(panel) + index / sub_blocks * Format::unit_bytes(*args.weight);
     Codes::template make<Format>(unit, *args.weight, index % sub_blocks, block);
   }
   template <int R, int P>
@@ -271,13 +271,11 @@ void fixed_panels(const LinearArgs& args, const typename Form::Block* x, int64_t
 }
 
 void linear_fixed16(const LinearArgs& args, int64_t begin, int64_t end) {
-  with_block_format(*args.weight, [&]<typename Format>() {
-    fixed_panels<Format, Wide>(args, args.x_fixed16, begin, end);
-  });
+  with_block_format(*args.weight,
+                    [&]<typename Format>() { fixed_panels<Format, Wide>(args, args.x_fixed16, begin, end); });
 }
 void linear_fixed8(const LinearArgs& args, int64_t begin, int64_t end) {
   with_block_format(*args.weight, [&]<typename Format>() {
-    if constexpr (Format::kBits <= kNarrowBits)
-      fixed_panels<Format, Narrow>(args, args.x_fixed8, begin, end);
+    if constexpr (Format::kBits <= kNarrowBits) fixed_panels<Format, Narrow>(args, args.x_fixed8, begin, end);
   });
 }

@@ -2,10 +2,11 @@
 // block of 32 columns is, `kBytes` long, and multiplies rows with it:
 //   take(args, block, blocks, row)          from where on blocks and rows are at work next
 //   make(args, panel, block, out)           unpacks one block
-//   rows<R, P>(args, panels, row, sums)     sums += those blocks of P panels times R of those rows, columns in
+//   rows<R, P>(args, panels, row, sums)     sums += those blocks of P panels times R of those rows, columns
+//   in
 //                                           ascending order
-// What is at work at once: `kTogether` blocks, which with the activations of a few rows fit the nearest cache;
-// rows whose activations in these columns fit the next one, while panels pass by.
+// What is at work at once: `kTogether` blocks, which with the activations of a few rows fit the nearest
+// cache; rows whose activations in these columns fit the next one, while panels pass by.
 
 constexpr int64_t kRowsTogether = 128;
 constexpr int64_t kPanelsTogether = 8;
@@ -50,8 +51,7 @@ void unpacked_tile(const LinearArgs& args, Source& source, int64_t begin, int64_
     for (; panel < end; ++panel) multiply.template operator()<1, 1>(panel);
   }
   for (int64_t panel = begin; panel < end; ++panel) {
-    for (int64_t r = 0; r < rows; ++r)
-      store_outputs(args, panel, row + r, load(sums.at(panel - begin, r)));
+    for (int64_t r = 0; r < rows; ++r) store_outputs(args, panel, row + r, load(sums.at(panel - begin, r)));
   }
 }
 
