@@ -14,7 +14,7 @@ struct KeyF16 {
 };
 
 template <typename Element>
-inline void fetch(const Element* p, int64_t count) {
+inline void fetch_elements(const Element* p, int64_t count) {
   for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(Element))) __builtin_prefetch(p + i);
 }
 
@@ -34,7 +34,7 @@ inline void tile_weights(const AttentionTileArgs& args, int64_t query, float* we
     for (int64_t d = 0; d < args.head_dim; ++d) {
       // The first queries bring keys and values from memory: values while keys are at work, and so on.
       if (query == 0 && begin == 0 && args.next != nullptr && d < kTileKeys)
-        fetch(values + d * args.v_stride, args.v_stride);
+        fetch_elements(values + d * args.v_stride, args.v_stride);
       F keys[kKeyParts];
       for (int i = 0; i < kKeyParts; ++i) keys[i] = Key::get(k + d * kTileKeys + 16 * (begin + i));
       for (int r = 0; r < R; ++r) {
@@ -83,7 +83,7 @@ inline void tile_values(const AttentionTileArgs& args, int64_t query, const floa
   const bool fetches = query == 0 && d == 0 && args.next != nullptr;
   const auto keys = [&]<bool kAll>(int begin, int end) {
     for (int j = begin; j < end; ++j) {
-      if (fetches && j < args.head_dim) fetch(next + j * kTileKeys, kTileKeys);
+      if (fetches && j < args.head_dim) fetch_elements(next + j * kTileKeys, kTileKeys);
       F values[V];
       for (int i = 0; i < V; ++i) values[i] = Key::get(v + j * args.v_stride + d + i * kLanes);
       for (int r = 0; r < R; ++r) {

@@ -1,10 +1,9 @@
 // Products of many rows: blocks of weights are unpacked once for all of them. A source says what an unpacked
 // block of 32 columns is, `kBytes` long, and multiplies rows with it:
-//   take(args, block, blocks, row)          from where on blocks and rows are at work next
-//   make(args, panel, block, out)           unpacks one block
-//   rows<R, P>(args, panels, row, sums)     sums += those blocks of P panels times R of those rows, columns
-//   in
-//                                           ascending order
+//   take(args, block, blocks, row)        from where on blocks and rows are at work next
+//   make(args, panel, block, out)         unpacks one block
+//   rows<R, P>(args, panels, row, sums)   sums += those blocks of P panels times R of those rows, by
+//                                         ascending columns
 // What is at work at once: `kTogether` blocks, which with the activations of a few rows fit the nearest
 // cache; rows whose activations in these columns fit the next one, while panels pass by.
 
@@ -29,17 +28,21 @@ void unpacked_tile(const LinearArgs& args, Source& source, int64_t begin, int64_
   std::fill_n(buffer, (end - begin) * rows * kLanes, 0.0F);
   const Sums sums{buffer, rows * kLanes};
   const int64_t count = (w.columns + 31) / 32;
+  const int64_t block_bytes = w.panel_bytes / count;  // about
   for (int64_t b = 0; b < count; b += Source::kTogether) {
     const int64_t blocks = std::min(Source::kTogether, count - b);
     source.take(args, b, blocks, row);
     const auto multiply = [&]<int P, int kRows>(int64_t panel) {
+      // What comes next: the same columns of the panels that follow, or further columns of the first.
+      const bool more = panel + P < end;
+      const int64_t next_panel = more ? panel + P : begin, next_block = more ? b : b + Source::kTogether;
       const std::byte* panels[P];
       for (int p = 0; p < P; ++p) {
         panels[p] = unpacked[p];
-        const int64_t at = b * w.panel_bytes / count;  // byte, about
-        fetch_ahead(w.panel(panel + p) + at, blocks * w.panel_bytes / count, at, w.panel_bytes, P);
-        for (int64_t i = 0; i < blocks; ++i)
+        for (int64_t i = 0; i < blocks; ++i) {
+          fetch(w.panel(next_panel + p) + (next_block + i) * block_bytes, block_bytes);
           source.make(args, panel + p, b + i, unpacked[p] + i * Source::kBytes);
+        }
       }
       tile_rows<kRows>(rows, [&]<int R>(int64_t r) {
         source.template rows<R, P>(args, panels, r, Sums{sums.at(panel - begin, r), sums.panel_stride});
