@@ -106,7 +106,7 @@ def limits_table(rows):
     lines = ["## Limits of the machine", "", "| threads | read, GB/s | int8, Gop/s | bf16, Gop/s | f32, Gop/s |", "|---|---|---|---|---|"]
     for threads, these in sorted(of.items()):
         middle = [statistics.median(each[k] for each in these) for k in ("read_gbs", "int8_gops", "bf16_gops", "f32_gops")]
-        lines.append(f"| {threads} | " + " | ".join(f"{m:,.1f}" if m < 100 else f"{m:,.0f}" for m in middle) + " |")
+        lines.append(f"| {threads} | " + " | ".join(f"{m:,.0f}" if m >= 100 else f"{m:,.1f}" if m else "none" for m in middle) + " |")
     return lines if of else []
 
 

@@ -73,7 +73,7 @@ Mixtral::Mixtral(Binder& binder)
     const std::string prefix = "model.layers." + std::to_string(i) + ".";
     Layer& w = layers_.emplace_back();
     w.attn_norm = binder.vector(prefix + "input_layernorm.weight", sizes_.hidden);
-    w.attn = bind_attention(binder, prefix + "self_attn.", sizes_, {});
+    w.attn = bind_attention(binder, prefix + "self_attn.", sizes_, {}, {nn::Role::moe_q, nn::Role::moe_o});
     w.ffn_norm = binder.vector(prefix + "post_attention_layernorm.weight", sizes_.hidden);
     bind_experts(binder, prefix, w);
     binder.ignore(prefix + "self_attn.rotary_emb.inv_freq");

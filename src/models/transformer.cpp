@@ -40,12 +40,12 @@ TransformerSizes read_sizes(const Config& config, const SizeDefaults& defaults) 
 }
 
 AttentionWeights bind_attention(Binder& binder, const std::string& prefix, const TransformerSizes& sizes,
-                                AttentionBias bias) {
+                                AttentionBias bias, AttentionRoles roles) {
   AttentionWeights w;
-  w.q = binder.linear(prefix + "q_proj", nn::Role::q, sizes.q_width(), sizes.hidden, bias.qkv);
+  w.q = binder.linear(prefix + "q_proj", roles.q, sizes.q_width(), sizes.hidden, bias.qkv);
   w.k = binder.linear(prefix + "k_proj", nn::Role::k, sizes.kv_width(), sizes.hidden, bias.qkv);
   w.v = binder.linear(prefix + "v_proj", nn::Role::v, sizes.kv_width(), sizes.hidden, bias.qkv);
-  w.o = binder.linear(prefix + "o_proj", nn::Role::o, sizes.hidden, sizes.q_width(), bias.o);
+  w.o = binder.linear(prefix + "o_proj", roles.o, sizes.hidden, sizes.q_width(), bias.o);
   return w;
 }
 

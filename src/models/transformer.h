@@ -42,8 +42,13 @@ struct AttentionBias {
   bool qkv = false;
   bool o = false;
 };
+/// What the layer's q and o are for.
+struct AttentionRoles {
+  nn::Role q = nn::Role::q;
+  nn::Role o = nn::Role::o;
+};
 AttentionWeights bind_attention(Binder& binder, const std::string& prefix, const TransformerSizes& sizes,
-                                AttentionBias bias);
+                                AttentionBias bias, AttentionRoles roles = {});
 
 /// `sliding_window`: keys that a query sees, itself included; 0: all, which null says too.
 int64_t read_window(const Config& config, int64_t fallback);

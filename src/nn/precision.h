@@ -9,8 +9,8 @@
 
 namespace lockstep::nn {
 
-/// What a product is for.
-enum class Role : uint8_t { q, k, v, o, gate, up, down, router, head };
+/// What a product is for. moe_q and moe_o: q and o of a layer whose feed-forward is a mixture of experts.
+enum class Role : uint8_t { q, k, v, o, moe_q, moe_o, gate, up, down, router, head };
 
 /// The form in which a product takes its inputs.
 enum class InputForm : uint8_t {
@@ -21,7 +21,8 @@ enum class InputForm : uint8_t {
 };
 
 /// The policy of `fast` for weights of integers: 8 bits where that does little harm. Keys and values are kept
-/// for the whole context, a router decides, and the head is the last word: these take 16. With 16 for `down`
+/// for the whole context, a router decides, and so does the attention before it, whose errors change what it
+/// chooses (more than half of all error in a mixture); the head is the last word: these take 16. With 16 for `down`
 /// too SmolLM2 would have a quarter less error (bench/accuracy), still more than exact, at a fifth less
 /// speed. Where the processor gains nothing by 8 bits (`Table::narrow_bits`) they are not taken.
 constexpr bool takes_8_bits(Role role) {

@@ -6,17 +6,19 @@ import torch
 
 ROLES = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
 TAKES_8_BITS = ("q", "o", "gate", "up", "down")
+BEFORE_ROUTERS = ("q", "o")     # which take 16 where a router follows
 BLOCKS = {"fixed16": (32, 32639), "fixed8": (16, 127), "q8": (32, 127)}    # columns of one scale, largest code
 
 
-def input_form(precision, stored, role):
-    """stored: integers, bf16 or float (f16 and f32). -> the form of a product's inputs"""
+def input_form(precision, stored, role, mixture=False):
+    """stored: integers, bf16 or float (f16 and f32); mixture: the layer has a router. -> the form of a product's inputs"""
     if precision in ("f32", "bf16", "q8"):
         return precision
     if precision not in ("exact", "fast"):
         raise ValueError(f"no rounding is known of {precision}")
     if stored == "integers":
-        return "fixed8" if precision == "fast" and role in TAKES_8_BITS else "fixed16"
+        narrow = role in TAKES_8_BITS and not (mixture and role in BEFORE_ROUTERS)
+        return "fixed8" if precision == "fast" and narrow else "fixed16"
     return "bf16" if precision == "fast" and stored == "bf16" and role != "router" else "f32"
 
 

@@ -119,7 +119,8 @@ class Taps:
 
     def rounded(self, x, layer, role):
         """The input of a product as the policy rounds it."""
-        return rounding.rounded(x, rounding.input_form(self.precision, self.formats[layer, role], role))
+        mixture = (layer, "router") in self.formats
+        return rounding.rounded(x, rounding.input_form(self.precision, self.formats[layer, role], role, mixture))
 
 
 def plain_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, softcap=None, **_):
