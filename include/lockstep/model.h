@@ -35,8 +35,13 @@ struct ModelOptions {
   std::string isa;           ///< kernels to use; empty: the best this processor runs
   int threads = 0;           ///< 0: as many as the machine gives this process
   std::string config_patch;  ///< JSON that replaces keys of the config (RFC 7396); empty: none
-  /// Called with the share of weights packed so far, 0..1, from the loading thread.
+  /// Called with the share of the weights' bytes read so far, 0..1, from the loading thread.
   std::function<void(double)> progress;
+  /// false: the first pass may read weights from the file as it goes, and keeps none of them; the second
+  /// one packs them first. The first token comes sooner, the second later; nothing else changes. Not done
+  /// where the weights are more than a quarter of the machine's memory. Until then passes take turns, and the
+  /// file must stay as it is.
+  bool pack_at_load = true;
 };
 
 /// What a session must keep for a model: one KV cache a layer.
@@ -87,7 +92,8 @@ class Model {
   const std::vector<int32_t>& end_ids() const;
 
   /// One pass over the rows of a batch; appends to the caches, whose lengths are the caller's to
-  /// advance. Returns the logits [rows asked for, vocab].
+  /// advance. Returns the logits [rows asked for, vocab]. Error `io` if weights that are not packed yet
+  /// cannot be read.
   Tensor forward(Batch& batch, Taps& taps) const;
 
   struct State;

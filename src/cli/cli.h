@@ -25,8 +25,9 @@ struct ModelFlags {
   /// Declares the flags on a verb. `with_context`: also -c, for verbs whose sessions are as long as is asked
   /// for.
   void declare(CLI::App& verb, bool with_context = true);
-  /// Loads the model, with a progress bar on a terminal.
-  std::shared_ptr<const Model> load(const std::string& config_patch = {}) const;
+  /// Loads the model, with a progress bar on a terminal. `once`: for one session, whose first token is waited
+  /// for.
+  std::shared_ptr<const Model> load(const std::string& config_patch = {}, bool once = false) const;
   SessionOptions session_options() const;
 };
 

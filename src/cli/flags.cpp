@@ -39,13 +39,14 @@ void ModelFlags::declare(CLI::App& verb, bool with_context) {
       ->capture_default_str();
 }
 
-std::shared_ptr<const Model> ModelFlags::load(const std::string& config_patch) const {
+std::shared_ptr<const Model> ModelFlags::load(const std::string& config_patch, bool once) const {
   ModelOptions options;
   options.precision = parse_precision(precision);
   options.isa = isa;
   options.threads = threads;
   options.config_patch = config_patch;
   options.progress = [](double share) { show_progress("Loading", share); };
+  options.pack_at_load = !once;
   return Model::load(resolve_model(model), options);
 }
 

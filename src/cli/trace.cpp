@@ -143,10 +143,18 @@ Floor floor_of(const DiffFlags& flags, const std::string& policy) {
   if (!flags.floor.empty()) return {flags.floor, policy};
   const std::filesystem::path beside = std::filesystem::path(flags.reference) / "floor.json";
   if (std::filesystem::exists(beside)) return {beside, policy};
+  const bool swapped = std::filesystem::exists(std::filesystem::path(flags.subject) / "floor.json");
   if (!flags.policy.empty()) {
     throw Error(ErrorCode::invalid_argument,
-                "[diff] --policy: expected floor.json beside the reference, or --floor, got neither; "
-                "python -m lockstep.capture measures it with transformers");
+                std::string("[diff] --policy: expected floor.json beside the reference, or --floor, got ") +
+                    (swapped ? "one beside the subject: name the subject first, then the reference"
+                             : "neither; python -m lockstep.capture measures it with transformers"));
+  }
+  if (swapped) {
+    std::fprintf(stderr,
+                 "lockstep: floor.json lies beside the subject, %s; the subject is named first, then the "
+                 "reference\n",
+                 flags.subject.c_str());
   }
   return {};
 }

@@ -7,13 +7,6 @@
 
 namespace lockstep {
 
-Binder::Binder(const Checkpoint& checkpoint, const nn::Runtime& runtime, std::function<void(double)> progress)
-    : checkpoint_(checkpoint),
-      runtime_(runtime),
-      progress_(std::move(progress)),
-      packer_(
-          [&checkpoint](std::span<const std::byte> part, std::byte* out) { checkpoint.read(part, out); }) {}
-
 const StoredTensor& Binder::take(const std::string& name, const Shape& shape, double share) {
   const StoredTensor* tensor = checkpoint_.find(name);
   if (tensor == nullptr) {
@@ -33,9 +26,9 @@ const StoredTensor& Binder::take(const std::string& name, const Shape& shape, do
 }
 
 std::shared_ptr<const quant::PackedWeight> Binder::pack(std::span<const StoredTensor> experts) {
-  auto packed = std::make_shared<quant::PackedWeight>(experts, memory_);
-  packer_.add(*packed, experts);
-  return packed;
+  auto weight = std::make_shared<quant::PackedWeight>(experts, memory_, read_);
+  packer_.add(weight);
+  return weight;
 }
 
 nn::Linear Binder::linear(const std::string& name, nn::Role role, int64_t out, int64_t in, bool bias) {
@@ -111,14 +104,14 @@ nn::Linear Binder::head(const nn::Linear& embedding, bool tied) {
   return embedding;
 }
 
-void Binder::finish(const std::function<void()>& beside) {
+quant::Packer Binder::finish() {
   for (const StoredTensor& tensor : checkpoint_.tensors()) {
     if (taken_.contains(tensor.name)) continue;
     fail(ErrorCode::unsupported,
          "[{}] tensor table: expected only tensors that {} computes with, got {} {} in addition",
          tensor.source, checkpoint_.architecture(), tensor.name, tensor.shape.str());
   }
-  packer_.run(*runtime_.pool, beside, progress_);
+  return std::move(packer_);
 }
 
 }  // namespace lockstep

@@ -1,5 +1,5 @@
 // Binds a checkpoint's tensors to a model's fields, once: every shape is checked, every tensor must
-// be taken, and all are packed for the kernels in the end.
+// be taken, and all go to one packer in the end.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "lockstep/checkpoint.h"
@@ -19,8 +20,10 @@ namespace lockstep {
 
 class Binder {
  public:
-  /// `progress` is called with the share of weights packed so far, from this thread.
-  Binder(const Checkpoint& checkpoint, const nn::Runtime& runtime, std::function<void(double)> progress);
+  /// `read` copies bytes of the checkpoint's tensors; it and the checkpoint are used until all weights are
+  /// packed.
+  Binder(const Checkpoint& checkpoint, const nn::Runtime& runtime, quant::ReadBytes read)
+      : checkpoint_(checkpoint), runtime_(runtime), read_(std::move(read)) {}
 
   const Config& config() const { return checkpoint_.config(); }
   const nn::Runtime& runtime() const { return runtime_; }
@@ -50,9 +53,8 @@ class Binder {
   /// Declares a tensor harmless: it may be there and is not used.
   void ignore(const std::string& name) { taken_.insert(name); }
 
-  /// Packs the weights that were taken, and calls `beside` on a thread that does not pack meanwhile. Error if
-  /// a tensor was not taken.
-  void finish(const std::function<void()>& beside);
+  /// What packs the weights that were taken. Error if a tensor was not taken.
+  quant::Packer finish();
 
   /// What was taken, and what of it one row of a forward pass reads and multiplies with.
   struct Account {
@@ -71,7 +73,7 @@ class Binder {
 
   const Checkpoint& checkpoint_;
   const nn::Runtime& runtime_;
-  std::function<void(double)> progress_;
+  quant::ReadBytes read_;
   std::set<std::string> taken_;
   Account account_;
   double expert_share_ = 1;

@@ -1,9 +1,14 @@
 #include "lockstep/model.h"
 
-#include <array>
-#include <cctype>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <functional>
+#include <mutex>
 #include <string>
-#include <system_error>
+#include <thread>
+#include <utility>
 
 #include "kernels/kernels.h"
 #include "lockstep/checkpoint.h"
@@ -15,6 +20,49 @@
 
 namespace lockstep {
 
+namespace {
+
+// The files of a model whose weights are not all packed yet.
+class Stored {
+ public:
+  Stored(const std::filesystem::path& path, std::function<void(double)> progress)
+      : checkpoint(Checkpoint::open(path)), progress_(std::move(progress)) {
+    for (const StoredTensor& tensor : checkpoint.tensors()) bytes_ += tensor.stored_bytes();
+  }
+
+  // Copies a piece of a tensor and tells how far that is, from the thread that opened the files.
+  void read(std::span<const std::byte> part, std::byte* out) {
+    checkpoint.read(part, out);
+    const int64_t read = read_ += std::ssize(part);
+    if (std::this_thread::get_id() == thread_) tell(static_cast<double>(read) / static_cast<double>(bytes_));
+  }
+  void tell(double share) const {
+    if (progress_) progress_(std::min(share, 1.0));
+  }
+  // From here on a reply may be on the screen.
+  void end_progress() {
+    tell(1);
+    progress_ = {};
+  }
+  int64_t bytes() const { return bytes_; }
+
+  Checkpoint checkpoint;
+  quant::Packer packer;
+
+ private:
+  std::function<void(double)> progress_;
+  std::thread::id thread_ = std::this_thread::get_id();
+  int64_t bytes_ = 0;
+  std::atomic<int64_t> read_{0};
+};
+
+// Whether files of `bytes` can be expected to stay in memory beside what is made of them.
+bool stays_in_memory(int64_t bytes) {
+  return bytes <= int64_t{::sysconf(_SC_PHYS_PAGES)} * ::sysconf(_SC_PAGESIZE) / 4;
+}
+
+}  // namespace
+
 struct Model::State {
   ModelInfo info;
   std::unique_ptr<Pool> pool;
@@ -23,6 +71,20 @@ struct Model::State {
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<ChatTemplate> chat_template;
   std::vector<int32_t> end_ids;
+
+  // Until all weights are packed, passes take turns.
+  std::atomic<bool> packed{false};
+  std::mutex turn;
+  std::unique_ptr<Stored> stored;  // with what is not packed; null once all is
+  bool passed = false;             // one of them
+
+  void pack(quant::Packer::Until until, const std::function<void()>& beside = {}) {
+    stored->packer.run(*pool, until, beside);
+    stored->tell(1);
+    if (!stored->packer.done()) return;
+    stored.reset();
+    packed = true;
+  }
 };
 
 std::string_view precision_name(Precision precision) {
@@ -69,7 +131,9 @@ Model::Model(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Model::~Model() = default;
 
 std::shared_ptr<const Model> Model::load(const std::filesystem::path& path, const ModelOptions& options) {
-  Checkpoint checkpoint = Checkpoint::open(path);
+  auto state = std::make_unique<State>();
+  state->stored = std::make_unique<Stored>(path, options.progress);
+  Checkpoint& checkpoint = state->stored->checkpoint;
   if (!options.config_patch.empty()) checkpoint.patch_config(options.config_patch);
   const ArchitectureEntry* entry = find_architecture(checkpoint.architecture());
   if (entry == nullptr) {
@@ -79,18 +143,21 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path, cons
     fail(ErrorCode::unsupported, "[{}] architecture: expected one of {}, got {}", path.string(), names,
          checkpoint.architecture());
   }
-  auto state = std::make_unique<State>();
   state->pool = std::make_unique<Pool>(options.threads);
   state->runtime = {&kernels::select(options.isa), state->pool.get(), options.precision};
-  Binder binder(checkpoint, state->runtime, options.progress);
-  state->architecture = entry->make(binder);
-  // It takes as long as the weights of a small model.
-  binder.finish([&] {
-    if (checkpoint.has_tokenizer()) state->tokenizer = std::make_unique<Tokenizer>(checkpoint.tokenizer());
+  Binder binder(checkpoint, state->runtime, [stored = state->stored.get()](auto part, std::byte* out) {
+    stored->read(part, out);
   });
+  state->architecture = entry->make(binder);
+  state->stored->packer = binder.finish();
   state->info = describe(checkpoint, binder);
   state->info.unread_keys = check_unread_keys(checkpoint.config());
   state->end_ids = checkpoint.end_ids();
+  const bool all = options.pack_at_load || !stays_in_memory(state->stored->bytes());
+  // The tokenizer takes as long as the weights of a small model.
+  state->pack(all ? quant::Packer::Until::all : quant::Packer::Until::beside_ends, [&] {
+    if (checkpoint.has_tokenizer()) state->tokenizer = std::make_unique<Tokenizer>(checkpoint.tokenizer());
+  });
   if (state->tokenizer && state->tokenizer->chat_template()) {
     state->chat_template = std::make_unique<ChatTemplate>(*state->tokenizer);
   }
@@ -115,6 +182,14 @@ bool Model::has_tokenizer() const { return state_->tokenizer != nullptr; }
 const ChatTemplate* Model::chat_template() const { return state_->chat_template.get(); }
 const std::vector<int32_t>& Model::end_ids() const { return state_->end_ids; }
 
-Tensor Model::forward(Batch& batch, Taps& taps) const { return state_->architecture->forward(batch, taps); }
+Tensor Model::forward(Batch& batch, Taps& taps) const {
+  State& state = *state_;
+  if (state.packed) return state.architecture->forward(batch, taps);
+  const std::lock_guard lock(state.turn);
+  if (state.stored && state.passed) state.pack(quant::Packer::Until::all);
+  Tensor logits = state.architecture->forward(batch, taps);
+  if (state.stored && !std::exchange(state.passed, true)) state.stored->end_progress();
+  return logits;
+}
 
 }  // namespace lockstep

@@ -38,6 +38,40 @@ void Activations::bind(InputForm form, int64_t first, kernels::LinearArgs& args)
   }
 }
 
+namespace {
+
+// Panels [begin, end) of `weight`, all of the product's or some of them, whose first output is y.
+void multiply_panels(const Runtime& runtime, const Product& product, const quant::PanelMatrix& weight,
+                     int64_t begin, int64_t end, float* y) {
+  kernels::LinearArgs args;
+  args.weight = &weight;
+  args.rows = product.rows;
+  args.y = y;
+  args.y_stride = product.weight->rows();
+  product.x->bind(product.form, product.first_row, args);
+  switch (product.form) {
+    case InputForm::f32: return runtime.kernels->linear_f32(args, begin, end);
+    case InputForm::bf16: return runtime.kernels->linear_bf16(args, begin, end);
+    case InputForm::fixed16: return runtime.kernels->linear_fixed16(args, begin, end);
+    case InputForm::fixed8: return runtime.kernels->linear_fixed8(args, begin, end);
+  }
+}
+
+// The same of a weight that is not packed: a few panels at a time, which do not leave the cache.
+void pack_and_multiply(const Runtime& runtime, const Product& product, int64_t begin, int64_t end) {
+  constexpr int64_t kTogether = int64_t{128} << 10;  // bytes
+  const int64_t panel_bytes = product.weight->matrix(product.expert).panel_bytes;
+  const int64_t step = 2 + kTogether / (panel_bytes + 1) / 2 * 2;
+  const arena::Array<std::byte> panels(static_cast<size_t>(step * panel_bytes));  // [step, panel_bytes]
+  for (int64_t first = begin; first < end; first += step) {
+    const int64_t last = std::min(end, first + step);
+    const quant::PanelMatrix part = product.weight->pack(product.expert, first, last, panels.data());
+    multiply_panels(runtime, product, part, 0, last - first, product.y + first * quant::kPanelRows);
+  }
+}
+
+}  // namespace
+
 void multiply(const Runtime& runtime, std::span<const Product> products) {
   struct Chunk {
     const Product* product;
@@ -45,33 +79,24 @@ void multiply(const Runtime& runtime, std::span<const Product> products) {
     int64_t end;
   };
   int64_t left = 0;  // panels
-  for (const Product& product : products) left += product.weight->panels;
+  for (const Product& product : products) left += product.weight->matrix(product.expert).panels;
   // Long chunks first, for memory is read fastest in long runs, and ever shorter ones, so that threads end
   // together. Even, since kernels take panels in pairs.
   constexpr int64_t kShortest = 32768;  // bytes
   std::vector<Chunk> chunks;
   for (const Product& product : products) {
-    for (int64_t p = 0; p < product.weight->panels; p = chunks.back().end) {
-      const int64_t shortest = 2 + kShortest / (product.weight->panel_bytes + 1) / 2 * 2;
+    const quant::PanelMatrix& weight = product.weight->matrix(product.expert);
+    for (int64_t p = 0; p < weight.panels; p = chunks.back().end) {
+      const int64_t shortest = 2 + kShortest / (weight.panel_bytes + 1) / 2 * 2;
       const int64_t size = std::max(shortest, left / (runtime.pool->threads() * 3 / 2 + 1) / 2 * 2);
-      chunks.push_back({&product, p, std::min(product.weight->panels, p + size)});
+      chunks.push_back({&product, p, std::min(weight.panels, p + size)});
       left -= chunks.back().end - p;
     }
   }
   runtime.pool->run(static_cast<int64_t>(chunks.size()), [&](int64_t index) {
     const auto& [product, begin, end] = chunks[index];
-    kernels::LinearArgs args;
-    args.weight = product->weight;
-    args.rows = product->rows;
-    args.y = product->y;
-    args.y_stride = product->weight->rows;
-    product->x->bind(product->form, product->first_row, args);
-    switch (product->form) {
-      case InputForm::f32: runtime.kernels->linear_f32(args, begin, end); break;
-      case InputForm::bf16: runtime.kernels->linear_bf16(args, begin, end); break;
-      case InputForm::fixed16: runtime.kernels->linear_fixed16(args, begin, end); break;
-      case InputForm::fixed8: runtime.kernels->linear_fixed8(args, begin, end); break;
-    }
+    if (!product->weight->packed()) return pack_and_multiply(runtime, *product, begin, end);
+    multiply_panels(runtime, *product, product->weight->matrix(product->expert), begin, end, product->y);
   });
 }
 
@@ -85,7 +110,7 @@ std::vector<Tensor> linear(const Tensor& x, std::initializer_list<const Linear*>
     Tensor& y = results.emplace_back(Shape{rows, layer->out_features()});
     const InputForm form = input_form(runtime, layer->weight->matrix(), layer->role);
     activations.prepare(form);
-    products.push_back({&layer->weight->matrix(), &activations, form, 0, rows, y.data()});
+    products.push_back({layer->weight.get(), 0, &activations, form, 0, rows, y.data()});
   }
   multiply(runtime, products);
   size_t index = 0;
@@ -104,7 +129,7 @@ Tensor linear(const Tensor& x, const Linear& layer) { return std::move(linear(x,
 Tensor embedding(std::span<const int32_t> ids, const Linear& table) {
   Tensor x({static_cast<int64_t>(ids.size()), table.in_features()});
   for (size_t i = 0; i < ids.size(); ++i) {
-    quant::unpack_row(table.weight->matrix(), ids[i], x.row(static_cast<int64_t>(i)));
+    table.weight->row(ids[i], x.row(static_cast<int64_t>(i)));
   }
   return x;
 }

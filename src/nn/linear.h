@@ -73,12 +73,13 @@ class Activations {
 
 /// One product of a set that runs together.
 struct Product {
-  const quant::PanelMatrix* weight = nullptr;
+  const quant::PackedWeight* weight = nullptr;
+  int64_t expert = 0;  // of the weight
   const Activations* x = nullptr;
   InputForm form = InputForm::f32;  // prepared
   int64_t first_row = 0;            // of x
   int64_t rows = 0;
-  float* y = nullptr;  // [rows, weight->rows]
+  float* y = nullptr;  // [rows, weight->rows()]
 };
 void multiply(const Runtime& runtime, std::span<const Product> products);
 

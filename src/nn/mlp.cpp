@@ -52,7 +52,7 @@ void add_products(const Dispatch& plan, const Runtime& runtime, const quant::Pac
     // Experts may be stored differently.
     const InputForm form = input_form(runtime, weight.matrix(e), role);
     x.prepare(form);
-    products.push_back({&weight.matrix(e), &x, form, plan.first[e], rows, y.row(plan.first[e])});
+    products.push_back({&weight, e, &x, form, plan.first[e], rows, y.row(plan.first[e])});
   }
 }
 

@@ -95,8 +95,8 @@ ScaleBias block_scale(DType dtype, const uint8_t* block, int64_t part) {
     case DType::q5_1: return {read_f16(block), read_f16(block + 2)};
     case DType::q4_k:
     case DType::q5_k: {
-      const ScaleMin packed = scale_min(block + 4, static_cast<int>(part));
-      return {read_f16(block) * packed.scale, -(read_f16(block + 2) * packed.min)};
+      const ScaleMins packed = scale_mins(block + 4);
+      return {read_f16(block) * packed.scale[part], -(read_f16(block + 2) * packed.min[part])};
     }
     case DType::q6_k: return {read_f16(block + 208) * static_cast<int8_t>(block[192 + part]), 0};
     default: return {read_f16(block), 0};
@@ -137,12 +137,19 @@ CodeFormat code_format(DType dtype) {
   }
 }
 
-ScaleMin scale_min(const uint8_t* packed, int index) {
-  if (index < 4) {
-    return {static_cast<uint8_t>(packed[index] & 63), static_cast<uint8_t>(packed[index + 4] & 63)};
-  }
-  return {static_cast<uint8_t>((packed[index + 4] & 0x0F) | packed[index - 4] >> 6 << 4),
-          static_cast<uint8_t>(packed[index + 4] >> 4 | packed[index] >> 6 << 4)};
+ScaleMins scale_mins(const uint8_t* packed) {
+  uint32_t scale, min, rest;  // a byte a sub-block: of the first four; of the last four, low and high nibbles
+  std::memcpy(&scale, packed, 4);
+  std::memcpy(&min, packed + 4, 4);
+  std::memcpy(&rest, packed + 8, 4);
+  // The two high bits of the last four are those of the first four's bytes.
+  constexpr uint32_t kSix = 0x3F3F3F3F, kTwo = 0x03030303, kNibble = 0x0F0F0F0F;
+  const uint32_t scales[2] = {scale & kSix, (rest & kNibble) | (scale >> 6 & kTwo) << 4};
+  const uint32_t mins[2] = {min & kSix, (rest >> 4 & kNibble) | (min >> 6 & kTwo) << 4};
+  ScaleMins out;
+  std::memcpy(out.scale, scales, sizeof(scales));
+  std::memcpy(out.min, mins, sizeof(mins));
+  return out;
 }
 
 void read_codes(DType dtype, const uint8_t* stored, int64_t columns, uint8_t* codes) {

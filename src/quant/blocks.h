@@ -25,11 +25,12 @@ void read_codes(DType dtype, const uint8_t* stored, int64_t columns, uint8_t* co
 /// out: [columns]. Plain types are converted.
 void dequantise_row(const StoredTensor& tensor, int64_t row, float* out);
 
-/// The 6-bit scale and minimum of sub-block `index` (0..7) in the 12 bytes of a q4_k or q5_k block.
-struct ScaleMin {
-  uint8_t scale;
-  uint8_t min;
+/// The 6-bit scales and minima of the 8 sub-blocks of a q4_k or q5_k block.
+struct ScaleMins {
+  uint8_t scale[8];
+  uint8_t min[8];
 };
-ScaleMin scale_min(const uint8_t* packed, int index);
+/// packed: 12 bytes.
+ScaleMins scale_mins(const uint8_t* packed);
 
 }  // namespace lockstep::quant

@@ -7,10 +7,10 @@
 #include <atomic>
 #include <cstring>
 #include <new>
-#include <thread>
 
 #include "quant/blocks.h"
 #include "quant/half.h"
+#include "tensor/arena.h"
 #include "tensor/fail.h"
 
 namespace lockstep::quant {
@@ -86,6 +86,84 @@ void write_codes(int bits, const Row& row, uint8_t* panel) {
   }
 }
 
+// Bytes 4 r + i to 16 i + r: what `interleave` put side by side as dwords, by byte.
+void split_bytes(const uint8_t* dwords, uint8_t* out) {
+  using Bytes = uint8_t __attribute__((vector_size(16)));
+  Bytes v[4];
+  std::memcpy(v, dwords, sizeof(v));
+  // Bytes of even and of odd index, twice.
+  for (int round = 0; round < 2; ++round) {
+    const auto even = [](Bytes a, Bytes b) {
+      return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    };
+    const auto odd = [](Bytes a, Bytes b) {
+      return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    };
+    const Bytes next[4] = {even(v[0], v[1]), even(v[2], v[3]), odd(v[0], v[1]), odd(v[2], v[3])};
+    std::memcpy(v, next, sizeof(v));
+  }
+  std::memcpy(out, v, sizeof(v));
+}
+
+// The 256 codes of a row of q4_k or q6_k, bits at a time.
+struct SuperBlock {
+  uint8_t nibbles[8][16];  // of 32 columns: byte i holds columns i and i + 16
+  uint64_t top[8];         // likewise bits 4-5: byte i of half h holds columns 16 h + i + {0, 4, 8, 12}
+};
+
+// 32 bytes whose low nibbles are 32 columns and whose high ones the next 32. low, high: [16], paired.
+void pair_nibbles(const uint8_t* bytes, uint8_t* low, uint8_t* high) {
+  for (int i = 0; i < 16; ++i) {
+    low[i] = (bytes[i] & 0x0F) | bytes[i + 16] << 4;
+    high[i] = bytes[i] >> 4 | (bytes[i + 16] & 0xF0);
+  }
+}
+
+void pair_q4_k(const uint8_t* block, SuperBlock& out) {
+  for (int run = 0; run < 4; ++run)
+    pair_nibbles(block + 16 + 32 * run, out.nibbles[2 * run], out.nibbles[2 * run + 1]);
+}
+
+// Swaps the bits of `mask << shift` in a with those of `mask` in b.
+void swap_bits(uint64_t& a, uint64_t& b, int shift, uint64_t mask) {
+  const uint64_t differ = (a >> shift ^ b) & mask;
+  b ^= differ;
+  a ^= differ << shift;
+}
+
+void pair_q6_k(const uint8_t* block, SuperBlock& out) {
+  for (int half = 0; half < 2; ++half) {
+    const uint8_t* low = block + 64 * half;
+    const uint8_t* high = block + 128 + 32 * half;
+    for (int run = 0; run < 2; ++run)
+      pair_nibbles(low + 32 * run, out.nibbles[4 * half + run], out.nibbles[4 * half + run + 2]);
+    // A byte has bits of four blocks of 32 columns; a byte of the panel those of four quads of one block.
+    uint64_t quads[4];  // j: quads j and j + 4
+    for (int j = 0; j < 4; ++j)
+      quads[j] = load_quad(high + 4 * j) | static_cast<uint64_t>(load_quad(high + 16 + 4 * j)) << 32;
+    swap_bits(quads[0], quads[1], 2, 0x3333333333333333);
+    swap_bits(quads[2], quads[3], 2, 0x3333333333333333);
+    swap_bits(quads[0], quads[2], 4, 0x0F0F0F0F0F0F0F0F);
+    swap_bits(quads[1], quads[3], 4, 0x0F0F0F0F0F0F0F0F);
+    std::memcpy(out.top + 4 * half, quads, sizeof(quads));
+  }
+}
+
+// Writes the codes of the super-blocks at `at` of every row of a panel.
+void write_super_blocks(DType dtype, const uint8_t* const (&rows)[kPanelRows], int64_t at, uint8_t* panel) {
+  const int bits = code_format(dtype).bits;
+  SuperBlock blocks[kPanelRows];
+  for (int r = 0; r < kPanelRows; ++r)
+    dtype == DType::q4_k ? pair_q4_k(rows[r] + at, blocks[r]) : pair_q6_k(rows[r] + at, blocks[r]);
+  for (int s = 0; s < 8; ++s, panel += code_bytes(bits)) {
+    interleave(1, [&](int r) { return blocks[r].nibbles[s]; }, panel);
+    for (int r = 0; bits == 6 && r < kPanelRows; ++r) {
+      store_quad(panel + 256 + 4 * r, static_cast<uint32_t>(blocks[r].top[s]));
+      store_quad(panel + 320 + 4 * r, static_cast<uint32_t>(blocks[r].top[s] >> 32));
+    }
+  }
+}
+
 uint8_t read_code(int bits, const uint8_t* panel, int64_t r, int64_t column) {
   const int64_t j = column / 4;
   const int64_t at = 4 * r + column % 4;
@@ -111,6 +189,8 @@ void gather(const uint8_t* const (&rows)[kPanelRows], int64_t at, uint8_t* out) 
 
 // Scales and biases of the unit whose blocks are at byte `at` of every row: the file's own bits.
 void write_block_scales(DType dtype, const PanelRows& rows, int64_t at, uint8_t* unit) {
+  uint8_t side_by_side[kPanelRows][16];  // scales and minima, by row
+  uint8_t dwords[4 * 64];                // by four scales, then row
   switch (dtype) {
     case DType::q4_1:
     case DType::q5_1: gather<2>(rows.data, at, unit); return gather<2>(rows.data, at + 2, unit + 32);
@@ -119,16 +199,16 @@ void write_block_scales(DType dtype, const PanelRows& rows, int64_t at, uint8_t*
       gather<2>(rows.data, at, unit);
       gather<2>(rows.data, at + 2, unit + 32);
       for (int r = 0; r < kPanelRows; ++r) {
-        for (int s = 0; s < 8; ++s) {
-          const ScaleMin packed = scale_min(rows.data[r] + at + 4, s);
-          unit[64 + 16 * s + r] = packed.scale;
-          unit[192 + 16 * s + r] = packed.min;
-        }
+        const ScaleMins packed = scale_mins(rows.data[r] + at + 4);
+        std::memcpy(side_by_side[r], &packed, sizeof(packed));
       }
+      interleave(1, [&](int r) { return side_by_side[r]; }, dwords);
+      for (int v = 0; v < 4; ++v) split_bytes(dwords + 64 * v, unit + 64 + 64 * v);
       return;
     case DType::q6_k:
       gather<2>(rows.data, at + 208, unit);
-      for (int s = 0; s < 16; ++s) gather<1>(rows.data, at + 192 + s, unit + 32 + 16 * s);
+      interleave(1, [&](int r) { return rows.data[r] + at + 192; }, dwords);
+      for (int v = 0; v < 4; ++v) split_bytes(dwords + 64 * v, unit + 32 + 64 * v);
       return;
     default: gather<2>(rows.data, at, unit);
   }
@@ -201,6 +281,10 @@ void pack_block_panel(const StoredTensor& tensor, const PanelRows& rows, uint8_t
       interleave(1, [&](int r) { return rows.data[r] + nibbles; }, unit + header);
       continue;
     }
+    if (tensor.dtype == DType::q4_k || tensor.dtype == DType::q6_k) {
+      write_super_blocks(tensor.dtype, rows.data, u * step, unit + header);
+      continue;
+    }
     for (int r = 0; r < kPanelRows; ++r)
       read_codes(tensor.dtype, rows.data[r] + u * step, layout.unit_columns, codes[r]);
     for (int64_t s = 0; s < layout.unit_columns / kBlock; ++s)
@@ -270,7 +354,8 @@ std::shared_ptr<std::byte> PanelMemory::take(size_t bytes) {
   return {region_, part};
 }
 
-PackedWeight::PackedWeight(std::span<const StoredTensor> experts, PanelMemory& memory) {
+PackedWeight::PackedWeight(std::span<const StoredTensor> experts, PanelMemory& memory, ReadBytes read)
+    : stored_(experts.begin(), experts.end()), read_(std::move(read)) {
   experts_ = static_cast<int64_t>(experts.size());
   for (const StoredTensor& tensor : experts) {
     const bool plain =
@@ -301,75 +386,63 @@ PackedWeight::PackedWeight(std::span<const StoredTensor> experts, PanelMemory& m
 }
 
 namespace {
-// Of tensors that lie in memory.
-void copy_bytes(std::span<const std::byte> part, std::byte* out) {
-  std::memcpy(out, part.data(), part.size());
-}
-}  // namespace
 
-PackedWeight::PackedWeight(std::span<const StoredTensor> experts, Pool& pool) {
-  PanelMemory memory(0);
-  *this = PackedWeight(experts, memory);
-  Packer packer(copy_bytes);
-  packer.add(*this, experts);
-  packer.run(pool);
-}
+// The bytes of a tensor's part that hold the rows at hand.
+class Rows {
+ public:
+  /// row_bytes: of one row; 0 where the tensor has no such part.
+  Rows(std::span<const std::byte> part, int64_t row_bytes) : part_(part), row_bytes_(row_bytes) {}
 
-void Packer::add(const PackedWeight& weight, std::span<const StoredTensor> experts) {
-  // As much as a huge page holds: two threads that meet in one would both have to fill it with zeros.
-  constexpr int64_t kJobBytes = int64_t{2} << 20;
-  std::byte* out = weight.data_.get();
-  for (size_t e = 0; e < experts.size(); ++e) {
-    const PanelMatrix& matrix = weight.matrix(static_cast<int64_t>(e));
-    const int64_t step = 1 + kJobBytes / (matrix.panel_bytes + 1);
-    for (int64_t first = 0; first < matrix.panels; first += step) {
-      const int64_t last = std::min(matrix.panels, first + step);
-      jobs_.push_back({experts[e], first, last, matrix.panel_bytes, out});
-      out += (last - first) * matrix.panel_bytes;
-    }
+  // Copies rows [begin, end).
+  void read(const ReadBytes& read, int64_t begin, int64_t end) {
+    const auto size = static_cast<size_t>((end - begin) * row_bytes_);
+    if (size == 0) return;
+    if (size > size_) bytes_ = arena::Array<std::byte>(size_ = size);
+    begin_ = begin;
+    read(part_.subspan(static_cast<size_t>(begin * row_bytes_), size), bytes_.data());
   }
-}
+  const uint8_t* operator[](int64_t row) const {
+    return reinterpret_cast<const uint8_t*>(bytes_.data()) + (row - begin_) * row_bytes_;
+  }
 
-void Packer::pack(const Job& job) const {
+ private:
+  std::span<const std::byte> part_;
+  int64_t row_bytes_;
+  int64_t begin_ = 0;
+  size_t size_ = 0;
+  arena::Array<std::byte> bytes_;  // [size_]
+};
+
+// Panels [first, last) of a tensor. out: [last - first, panel_bytes].
+void pack_panels(const StoredTensor& tensor, const ReadBytes& read, int64_t panel_bytes, int64_t first,
+                 int64_t last, std::byte* out) {
   constexpr int64_t kReadBytes = int64_t{128} << 10;  // at a time: they stay in the cache
-  const StoredTensor& tensor = job.tensor;
   const int64_t all_rows = tensor.rows();
   const int64_t groups = tensor.group_size > 0 ? tensor.columns() / tensor.group_size : 0;
   const int64_t row_bytes = tensor.row_bytes(), scale_bytes = groups * dtype_block_bytes(tensor.scale_dtype);
-  std::vector<std::byte> data, scales, biases;
+  Rows data(tensor.data, row_bytes), scales(tensor.scales, scale_bytes), biases(tensor.biases, scale_bytes);
   const std::vector<uint8_t> nothing(static_cast<size_t>(row_bytes));  // a row that the matrix does not have
-  const auto bytes_of = [](const std::vector<std::byte>& read) {
-    return reinterpret_cast<const uint8_t*>(read.data());
-  };
-  // Copies rows [begin, end) of a tensor's part, `bytes` each.
-  const auto read = [&](std::span<const std::byte> part, int64_t bytes, int64_t begin, int64_t end,
-                        std::vector<std::byte>& into) {
-    const auto size = static_cast<size_t>((end - begin) * bytes);
-    into.resize(size);
-    if (size > 0) read_(part.subspan(static_cast<size_t>(begin * bytes), size), into.data());
-  };
   const int64_t together = 1 + kReadBytes / (kPanelRows * row_bytes + 1);
-  std::byte* out = job.out;
-  for (int64_t first = job.first; first < job.last; first += together) {
-    const int64_t last = std::min(job.last, first + together);
+  for (; first < last; first += together) {
+    const int64_t end_panel = std::min(last, first + together);
     // Rows of interleaved heads are somewhere between the first and the last of them.
     int64_t begin = all_rows, end = 0;
-    for (int64_t row = first * kPanelRows; row < std::min(all_rows, last * kPanelRows); ++row) {
+    for (int64_t row = first * kPanelRows; row < std::min(all_rows, end_panel * kPanelRows); ++row) {
       begin = std::min(begin, tensor.stored_row(row));
       end = std::max(end, tensor.stored_row(row) + 1);
     }
-    read(tensor.data, row_bytes, begin, end, data);
-    read(tensor.scales, scale_bytes, begin, end, scales);
-    read(tensor.biases, scale_bytes, begin, end, biases);
-    for (int64_t panel = first; panel < last; ++panel, out += job.panel_bytes) {
+    data.read(read, begin, end);
+    scales.read(read, begin, end);
+    biases.read(read, begin, end);
+    for (int64_t panel = first; panel < end_panel; ++panel, out += panel_bytes) {
       PanelRows rows;
       for (int r = 0; r < kPanelRows; ++r) {
         const int64_t row = panel * kPanelRows + r;
-        const int64_t at = tensor.stored_row(std::min(row, all_rows - 1)) - begin;
         const bool there = row < all_rows;
-        rows.data[r] = there ? bytes_of(data) + at * row_bytes : nothing.data();
-        rows.scales[r] = there ? bytes_of(scales) + at * scale_bytes : nothing.data();
-        rows.biases[r] = there ? bytes_of(biases) + at * scale_bytes : nothing.data();
+        const int64_t at = there ? tensor.stored_row(row) : begin;
+        rows.data[r] = there ? data[at] : nothing.data();
+        rows.scales[r] = there ? scales[at] : nothing.data();
+        rows.biases[r] = there ? biases[at] : nothing.data();
       }
       auto* to = reinterpret_cast<uint8_t*>(out);
       code_format(tensor.dtype).bits == 0 ? pack_plain_panel(tensor, rows, to)
@@ -378,20 +451,80 @@ void Packer::pack(const Job& job) const {
   }
 }
 
-void Packer::run(Pool& pool, const std::function<void()>& beside,
-                 const std::function<void(double)>& progress) {
-  const std::thread::id here = std::this_thread::get_id();
-  const auto count = static_cast<int64_t>(jobs_.size());
-  std::atomic<int64_t> done{0};
-  pool.run(count + 1, [&](int64_t index) {
-    if (index == 0) return beside ? beside() : void();
-    pack(jobs_[static_cast<size_t>(index - 1)]);
-    const int64_t packed = done.fetch_add(1) + 1;
-    if (progress && std::this_thread::get_id() == here)
-      progress(static_cast<double>(packed) / static_cast<double>(count));
+}  // namespace
+
+PanelMatrix PackedWeight::pack(int64_t index, int64_t first, int64_t last, std::byte* out) const {
+  PanelMatrix part = matrices_[index];
+  pack_panels(stored_[index], read_, part.panel_bytes, first, last, out);
+  part.rows = std::min(part.rows, last * kPanelRows) - first * kPanelRows;
+  part.panels = last - first;
+  part.bytes = out;
+  return part;
+}
+
+void PackedWeight::row(int64_t row, float* out) const {
+  if (packed()) return unpack_row(matrix(), row, out);
+  const arena::Array<std::byte> panel(static_cast<size_t>(matrix().panel_bytes));
+  const int64_t first = row / kPanelRows;
+  unpack_row(pack(0, first, first + 1, panel.data()), row % kPanelRows, out);
+}
+
+void Packer::run(Pool& pool, Until until, const std::function<void()>& beside) {
+  // Panels [first, last) of an expert.
+  struct Job {
+    size_t weight;
+    int64_t expert, first, last;
+    bool done;
+  };
+  // As much as a huge page holds: two threads that meet in one would both have to fill it with zeros.
+  constexpr int64_t kJobBytes = int64_t{2} << 20;
+  std::vector<Job> jobs;
+  for (size_t w = 0; w < weights_.size(); ++w) {
+    for (int64_t e = 0; e < weights_[w]->experts(); ++e) {
+      const PanelMatrix& matrix = weights_[w]->matrix(e);
+      const int64_t step = 1 + kJobBytes / (matrix.panel_bytes + 1);
+      for (int64_t first = 0; first < matrix.panels; first += step)
+        jobs.push_back({w, e, first, std::min(matrix.panels, first + step), false});
+    }
+  }
+  std::atomic<bool> enough{false};
+  pool.run(std::ssize(jobs) + 1, [&](int64_t index) {
+    if (index == 0) {
+      if (beside) beside();
+      if (until == Until::beside_ends) enough = true;
+      return;
+    }
+    if (enough) return;
+    Job& job = jobs[static_cast<size_t>(index - 1)];
+    const PackedWeight& weight = *weights_[job.weight];
+    std::byte* data = weight.data_.get();
+    weight.pack(job.expert, job.first, job.last, data + (weight.matrix(job.expert).panel(job.first) - data));
+    job.done = true;
   });
-  jobs_.clear();
-  if (progress) progress(1);
+  std::vector<bool> whole(weights_.size(), true);
+  for (const Job& job : jobs) whole[job.weight] = whole[job.weight] && job.done;
+  std::vector<std::shared_ptr<PackedWeight>> left;
+  for (size_t w = 0; w < weights_.size(); ++w) {
+    if (!whole[w]) {
+      left.push_back(weights_[w]);
+      continue;
+    }
+    weights_[w]->stored_.clear();
+    weights_[w]->read_ = {};
+  }
+  weights_ = std::move(left);
+}
+
+std::shared_ptr<const PackedWeight> pack_tensors(std::span<const StoredTensor> experts, Pool& pool) {
+  PanelMemory memory(0);
+  const auto copy = [](std::span<const std::byte> part, std::byte* out) {
+    std::memcpy(out, part.data(), part.size());
+  };
+  auto weight = std::make_shared<PackedWeight>(experts, memory, copy);
+  Packer packer;
+  packer.add(weight);
+  packer.run(pool);
+  return weight;
 }
 
 void unpack_row(const PanelMatrix& matrix, int64_t row, float* out) {

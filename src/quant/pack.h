@@ -30,25 +30,35 @@ class PanelMemory {
   size_t used_ = 0;
 };
 
-/// Owns the panels of one or several matrices of equal shape (the experts of a layer).
+/// Copies `part`, a piece of a tensor's stored bytes, to `out`. Called from several threads at once.
+using ReadBytes = std::function<void(std::span<const std::byte> part, std::byte* out)>;
+
+/// Owns the panels of one or several matrices of equal shape (the experts of a layer). Before a `Packer` has
+/// filled them it makes those that are asked for.
 class PackedWeight {
  public:
-  PackedWeight() = default;
-  /// Room for tensors [rows, columns] of one shape, one for each expert, whose element types may differ; all
-  /// zeros until a `Packer` fills it. Error `unsupported` for an element type that has no panel format.
-  PackedWeight(std::span<const StoredTensor> experts, PanelMemory& memory);
-  /// The same, filled at once from tensors that lie in memory.
-  PackedWeight(std::span<const StoredTensor> experts, Pool& pool);
+  /// Room for tensors [rows, columns] of one shape, one for each expert, whose element types may differ.
+  /// Their bytes must live until it is packed. Error `unsupported` for an element type that has no panel
+  /// format.
+  PackedWeight(std::span<const StoredTensor> experts, PanelMemory& memory, ReadBytes read);
 
   int64_t experts() const { return experts_; }
-  /// Expert `index`; the only matrix has index 0.
+  /// Expert `index`; the only matrix has index 0. Its bytes are zeros unless `packed`.
   const PanelMatrix& matrix(int64_t index = 0) const { return matrices_[index]; }
   int64_t rows() const { return matrices_[0].rows; }
   int64_t columns() const { return matrices_[0].columns; }
-  /// Bytes kept in memory.
+  /// Bytes kept in memory once it is packed.
   int64_t bytes() const { return bytes_; }
   /// Bytes that the file uses for it.
   int64_t stored_bytes() const { return stored_bytes_; }
+
+  bool packed() const { return stored_.empty(); }
+  /// Of a weight that is not packed: panels [first, last) of an expert, as a matrix of their own in `out`.
+  /// out: [last - first, panel_bytes]. Rows of a panel beyond the last of the matrix become zeros. Safe from
+  /// several threads; errors are those of the reader.
+  PanelMatrix pack(int64_t index, int64_t first, int64_t last, std::byte* out) const;
+  /// Row `row` of the only matrix as f32 (`unpack_row`), packed or not. out: [columns].
+  void row(int64_t row, float* out) const;
 
  private:
   friend class Packer;
@@ -58,36 +68,28 @@ class PackedWeight {
   int64_t stored_bytes_ = 0;
   std::shared_ptr<std::byte> data_;  // [experts, panels, panel_bytes]
   std::vector<PanelMatrix> matrices_;
+  std::vector<StoredTensor> stored_;  // what the panels are made from; none once they are
+  ReadBytes read_;
 };
-
-/// Copies `part`, a piece of a tensor's stored bytes, to `out`. Called from several threads at once.
-using ReadBytes = std::function<void(std::span<const std::byte> part, std::byte* out)>;
 
 /// Packs many weights in one go, so that no thread waits between two of them.
 class Packer {
  public:
-  explicit Packer(ReadBytes read) : read_(std::move(read)) {}
-  /// Notes that `weight` is to be filled from `experts`, of which it was made. Rows of a panel beyond the
-  /// last of the matrix become zeros. The weight and the bytes of the tensors must live until `run` has
-  /// returned.
-  void add(const PackedWeight& weight, std::span<const StoredTensor> experts);
-  /// Fills all that was added. `beside` is the first piece of work, for one thread; `progress`, called from
-  /// this thread, takes the share of panels that are done. Both may be empty.
-  void run(Pool& pool, const std::function<void()>& beside = {},
-           const std::function<void(double)>& progress = {});
+  enum class Until { all, beside_ends };
+
+  void add(std::shared_ptr<PackedWeight> weight) { weights_.push_back(std::move(weight)); }
+  /// Packs what is not packed yet, in the order in which it was added; nobody may use these weights
+  /// meanwhile. `beside`, which may be empty, is the first piece of work, for one thread. `until` its end:
+  /// what is not begun by then is left as it is.
+  void run(Pool& pool, Until until = Until::all, const std::function<void()>& beside = {});
+  /// Nothing is left.
+  bool done() const { return weights_.empty(); }
 
  private:
-  /// Panels [first, last) of one tensor.
-  struct Job {
-    StoredTensor tensor;
-    int64_t first, last;
-    int64_t panel_bytes;
-    std::byte* out;  // [last - first, panel_bytes]
-  };
-  void pack(const Job& job) const;
-
-  ReadBytes read_;
-  std::vector<Job> jobs_;
+  std::vector<std::shared_ptr<PackedWeight>> weights_;  // not packed yet
 };
+
+/// A weight of tensors that lie in memory (see `PackedWeight`), packed.
+std::shared_ptr<const PackedWeight> pack_tensors(std::span<const StoredTensor> experts, Pool& pool);
 
 }  // namespace lockstep::quant

@@ -273,7 +273,7 @@ Tensor run_linear(const Reader& bundle, const nn::Runtime& runtime, const std::s
   require(weight.shape.rank() == 2 && x.row_size() == weight.columns(), bundle, "linear");
   nn::Linear layer;
   layer.runtime = &runtime;
-  layer.weight = std::make_shared<quant::PackedWeight>(std::span(&weight, 1), *runtime.pool);
+  layer.weight = quant::pack_tensors({&weight, 1}, *runtime.pool);
   if (bundle.has("bias")) {
     const Tensor bias = bundle.tensor("bias", 1);
     require(bias.size() == weight.rows(), bundle, "bias");
@@ -324,7 +324,7 @@ Tensor run_operation(const Reader& bundle, const nn::Runtime& runtime, KvType kv
             bundle, "embedding");
     nn::Linear table{};
     table.runtime = &runtime;
-    table.weight = std::make_shared<quant::PackedWeight>(std::span(&weight, 1), *runtime.pool);
+    table.weight = quant::pack_tensors({&weight, 1}, *runtime.pool);
     return nn::embedding(ids, table);
   }
   fail(ErrorCode::format, "[{}] op: expected an operation of lockstep, got {}", bundle.where(), op);

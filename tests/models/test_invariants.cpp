@@ -1,8 +1,12 @@
 // Bit for bit: what logits do not depend on (design: numerics).
 #include <gtest/gtest.h>
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <string>
 #include <thread>
 #include <vector>
@@ -31,11 +35,12 @@ Ids some_ids(int64_t count, uint32_t seed, int64_t vocab) {
 }
 
 std::shared_ptr<const Model> load(const std::string& name, Precision precision, std::string_view isa,
-                                  int threads) {
+                                  int threads, bool pack_at_load = true) {
   ModelOptions options;
   options.precision = precision;
   options.isa = isa;
   options.threads = threads;
+  options.pack_at_load = pack_at_load;
   return Model::load(test::data_path("models/" + name), options);
 }
 
@@ -114,6 +119,35 @@ TEST_P(Invariants, Chunks) {
     EXPECT_TRUE(same(session(chunk).append(ids_).values(), expected_.values())) << "chunks of " << chunk;
     EXPECT_TRUE(same(session(chunk).sync(ids_).values(), last_row())) << "sync in chunks of " << chunk;
   }
+}
+
+TEST_P(Invariants, WhenWeightsArePacked) {
+  SessionOptions options;
+  options.kv_type = GetParam().kv;
+  for (const int threads : {1, 2}) {
+    for (const int64_t chunk : {7, 64, 256}) {
+      options.chunk = chunk;
+      const auto later = load(GetParam().model, GetParam().precision, GetParam().isa, threads, false);
+      for (const char* pass : {"first", "second"}) {
+        EXPECT_TRUE(same(Session(later, options).append(ids_).values(), expected_.values()))
+            << pass << " run in chunks of " << chunk << ", " << threads << " threads";
+      }
+    }
+  }
+}
+
+TEST_P(Invariants, WhenWeightsArePackedWhileSessionsRun) {
+  const auto later = load(GetParam().model, GetParam().precision, GetParam().isa, 1, false);
+  SessionOptions options;
+  options.kv_type = GetParam().kv;
+  options.chunk = 31;
+  std::vector<Tensor> results(3);
+  {
+    std::vector<std::jthread> threads;
+    for (Tensor& result : results)
+      threads.emplace_back([&] { result = Session(later, options).append(ids_); });
+  }
+  for (const Tensor& result : results) EXPECT_TRUE(same(result.values(), expected_.values()));
 }
 
 TEST_P(Invariants, Batches) {
@@ -201,6 +235,64 @@ TEST(Twins, FoldersAndGgufFilesAgree) {
       }
     }
   }
+}
+
+// One thread builds the tokenizer, or finds none, before it packs anything.
+class PackedLater : public testing::Test {
+ protected:
+  PackedLater() {
+    std::filesystem::create_directories(folder_);
+    std::filesystem::copy_file(test::data_path("models/llama-q.mixed.gguf"), file_,
+                               std::filesystem::copy_options::overwrite_existing);
+    options_.threads = 1;
+    options_.pack_at_load = false;
+    options_.progress = [this](double share) { shares_.push_back(share); };
+    model_ = Model::load(file_, options_);
+  }
+  ~PackedLater() override { std::filesystem::remove_all(folder_); }
+
+  const std::filesystem::path folder_ =
+      std::filesystem::temp_directory_path() / ("lockstep-packed-later-" + std::to_string(::getpid()));
+  const std::filesystem::path file_ = folder_ / "model.gguf";
+  ModelOptions options_;
+  std::vector<double> shares_;
+  std::shared_ptr<const Model> model_;
+  const Ids ids_ = {3, 5, 7};
+};
+
+TEST_F(PackedLater, TheFirstPassReads) {
+  EXPECT_EQ(shares_, std::vector<double>{1.0}) << "of what is read at load";
+  shares_.clear();
+  Session session(model_);
+  session.append(ids_);
+  ASSERT_GT(shares_.size(), 2U);
+  EXPECT_TRUE(std::ranges::is_sorted(shares_));
+  EXPECT_LT(shares_.front(), 0.5);
+  EXPECT_EQ(shares_.back(), 1.0);
+  shares_.clear();
+  session.append(ids_);
+  EXPECT_TRUE(shares_.empty()) << "a reply may be on the screen";
+}
+
+TEST_F(PackedLater, TheThirdPassNeedsNoFile) {
+  Session session(model_);
+  session.append(ids_);
+  session.append(ids_);
+  std::filesystem::resize_file(file_, 100);
+  EXPECT_NO_THROW(session.append(ids_));
+}
+
+TEST_F(PackedLater, AFileThatEndsTooSoonIsAnError) {
+  Session session(model_);
+  std::filesystem::resize_file(file_, std::filesystem::file_size(file_) / 2);
+  try {
+    session.append(ids_);
+    FAIL() << "nothing noticed";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::io);
+    EXPECT_NE(std::string(error.what()).find("model.gguf"), std::string::npos) << error.what();
+  }
+  EXPECT_EQ(session.length(), 0);
 }
 
 TEST(Isa, RunsWhatIsAskedFor) {

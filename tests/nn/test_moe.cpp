@@ -60,8 +60,8 @@ TEST(SparseMoe, ExpertsMayBeStoredDifferently) {
     for (int e = 0; e < kExperts; ++e) bytes.push_back(random_weight(types[(e + first) % kExperts], random));
     for (int e = 0; e < kExperts; ++e)
       tensors.push_back(stored(types[(e + first) % kExperts], kWidth, bytes[static_cast<size_t>(e)]));
-    const auto weight = std::make_shared<const quant::PackedWeight>(tensors, pool);
-    const auto gate = std::make_shared<const quant::PackedWeight>(std::span(&router, 1), pool);
+    const auto weight = quant::pack_tensors(tensors, pool);
+    const auto gate = quant::pack_tensors({&router, 1}, pool);
     for (const kernels::Table* table : kernels::available()) {
       Tensor truth;
       for (const Precision precision : {Precision::f32, Precision::exact, Precision::fast}) {

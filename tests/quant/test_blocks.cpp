@@ -109,11 +109,11 @@ TEST(Blocks, PlantedErrorIsSeen) {
 TEST(Panels, RowsComeBackBitForBit) {
   Pool pool(2);
   for (const auto& c : cases()) {
-    const quant::PackedWeight packed({&c->tensor, 1}, pool);
-    const int64_t columns = packed.columns();
+    const auto packed = quant::pack_tensors({&c->tensor, 1}, pool);
+    const int64_t columns = packed->columns();
     std::vector<float> row(static_cast<size_t>(columns));
-    for (int64_t r = 0; r < packed.rows(); ++r) {
-      quant::unpack_row(packed.matrix(), r, row.data());
+    for (int64_t r = 0; r < packed->rows(); ++r) {
+      quant::unpack_row(packed->matrix(), r, row.data());
       for (int64_t k = 0; k < columns; ++k) {
         ASSERT_TRUE(same(row[k], c->values[r * columns + k])) << c->name << " row " << r;
       }
@@ -129,8 +129,8 @@ void check_products(const kernels::Table& table, const Case& c, int64_t rows, in
   Pool pool(1);
   StoredTensor tensor = c.tensor;
   tensor.shape = {rows, tensor.columns()};
-  const quant::PackedWeight packed({&tensor, 1}, pool);
-  const int64_t K = packed.columns();
+  const auto packed = quant::pack_tensors({&tensor, 1}, pool);
+  const int64_t K = packed->columns();
   std::mt19937 random(7);
   std::normal_distribution<float> normal;
   std::vector<float> x(static_cast<size_t>(T * K));
@@ -141,7 +141,7 @@ void check_products(const kernels::Table& table, const Case& c, int64_t rows, in
   std::vector<uint16_t> pairs(static_cast<size_t>(T * (K + K % 2)));
   std::vector<float> y(T * rows, -1.0F);
   kernels::LinearArgs args;
-  args.weight = &packed.matrix();
+  args.weight = &packed->matrix();
   args.rows = T;
   args.x = x.data();
   args.x_stride = K;
@@ -160,7 +160,7 @@ void check_products(const kernels::Table& table, const Case& c, int64_t rows, in
   if (form == nn::InputForm::fixed16) product = table.linear_fixed16;
   if (form == nn::InputForm::fixed8) product = table.linear_fixed8;
   if (form == nn::InputForm::bf16) product = table.linear_bf16;
-  product(args, 0, packed.matrix().panels);
+  product(args, 0, packed->matrix().panels);
   for (int64_t t = 0; t < T; ++t) {
     for (int64_t n = 0; n < rows; ++n) {
       double expected = 0;
@@ -223,8 +223,8 @@ TEST(Products, RowsDoNotDependOnTheirNumber) {
   for (const auto& c : cases()) {
     const int64_t N = 16 * 9 + 5;
     const Enlarged weight(*c, N, 700 / c->tensor.columns() + 1);
-    const quant::PackedWeight packed({&weight.tensor, 1}, pool);
-    const int64_t K = packed.columns(), blocks = (K + 31) / 32;
+    const auto packed = quant::pack_tensors({&weight.tensor, 1}, pool);
+    const int64_t K = packed->columns(), blocks = (K + 31) / 32;
     const int bits = quant::code_format(c->tensor.dtype).bits;
     constexpr int64_t T = 131;
     std::mt19937 random(3);
@@ -241,7 +241,7 @@ TEST(Products, RowsDoNotDependOnTheirNumber) {
       const auto check = [&](const char* form, auto product, int64_t stride) {
         const auto multiply = [&](int64_t row, int64_t rows, float* y) {
           kernels::LinearArgs args;
-          args.weight = &packed.matrix();
+          args.weight = &packed->matrix();
           args.x_stride = stride;
           args.y_stride = N;
           args.x = &x[row * K];
@@ -249,7 +249,7 @@ TEST(Products, RowsDoNotDependOnTheirNumber) {
           args.x_fixed8 = &narrow[row * blocks];
           args.y = y;
           args.rows = rows;
-          product(args, 0, packed.matrix().panels);
+          product(args, 0, packed->matrix().panels);
         };
         multiply(0, T, together.data());
         for (const int64_t t : {int64_t{0}, int64_t{1}, int64_t{5}, int64_t{127}, int64_t{128}, T - 1}) {

@@ -123,5 +123,15 @@ TEST_F(Verbs, RoundingWithoutAFloorIsInconclusive) {
   EXPECT_TRUE(said("no floor for policy exact/f16: measure one")) << said_;
 }
 
+TEST_F(Verbs, TracesNamedInTheWrongOrderAreSaid) {
+  ASSERT_EQ(run("trace -m models/llama --follow traces/llama -o mine"), 0) << said_;
+  run("diff traces/llama mine");
+  EXPECT_TRUE(said("floor.json lies beside the subject, traces/llama; the subject is named first")) << said_;
+  EXPECT_EQ(run("diff traces/llama mine --policy f32/f32"), 3);
+  EXPECT_TRUE(said("got one beside the subject: name the subject first")) << said_;
+  EXPECT_EQ(run("diff mine traces/llama"), 0) << said_;
+  EXPECT_FALSE(said("floor.json")) << said_;
+}
+
 }  // namespace
 }  // namespace lockstep
