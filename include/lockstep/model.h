@@ -64,8 +64,8 @@ struct ModelInfo {
   int64_t parameters = 0;
   int64_t stored_bytes = 0;              ///< weights as the file holds them
   int64_t token_bytes = 0;               ///< of these, read for one token of decode
-  int64_t row_weights = 0;               ///< weights one row is multiplied with, the head excluded
-  int64_t head_weights = 0;              ///< those of the head, for a row whose logits are wanted
+  int64_t row_weights = 0;               ///< weights every row is multiplied with
+  int64_t logits_weights = 0;            ///< in addition, for a row whose logits are wanted
   std::vector<std::string> unread_keys;  ///< config keys that nothing read, all without influence
 };
 

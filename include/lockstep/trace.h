@@ -81,6 +81,7 @@ class Taps {
   void operator()(int layer, Site site, Tensor& tensor) {
     if (observer_ != nullptr) observer_->observe(layer, site, tensor);
   }
+  bool observed() const { return observer_ != nullptr; }
   Interest inner(Site site) const { return observer_ == nullptr ? Interest::none : observer_->inner(site); }
 
  private:

@@ -137,7 +137,7 @@ BenchResult run_bench(const std::shared_ptr<const Model>& model, const BenchOpti
   result.decode_gbs =
       passes * 1e-9 * static_cast<double>(model->info().token_bytes + cache_bytes * options.streams);
   const double operations = 2.0 * (static_cast<double>(model->info().row_weights * options.prefill) +
-                                   static_cast<double>(model->info().head_weights));
+                                   static_cast<double>(model->info().logits_weights));
   result.prefill_gops = operations * result.prefill_tps.median / static_cast<double>(options.prefill) * 1e-9;
   return result;
 }

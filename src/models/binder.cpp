@@ -36,7 +36,7 @@ nn::Linear Binder::linear(const std::string& name, nn::Role role, int64_t out, i
   layer.runtime = &runtime_;
   layer.role = role;
   layer.weight = pack({&take(name + ".weight", {out, in}), 1});
-  account_.row_weights += static_cast<double>(out * in);
+  *multiplied_ += static_cast<double>(out * in);
   if (bias) layer.bias = vector(name + ".bias", out);
   return layer;
 }
@@ -68,7 +68,7 @@ std::shared_ptr<const quant::PackedWeight> Binder::experts(const std::string& st
       tensors.push_back(take(each(e) + ".weight", {out, in}, expert_share_));
     }
   }
-  account_.row_weights += expert_share_ * static_cast<double>(count * out * in);
+  *multiplied_ += expert_share_ * static_cast<double>(count * out * in);
   return pack(tensors);
 }
 
@@ -77,14 +77,14 @@ std::shared_ptr<const quant::PackedWeight> Binder::expert_rows(const std::string
   const StoredTensor& all = take(name, shape, expert_share_);
   std::vector<StoredTensor> tensors;
   for (int64_t e = 0; e < shape[0]; ++e) tensors.push_back(all.slice(e).row_range(first, rows));
-  account_.row_weights += expert_share_ * static_cast<double>(shape[0] * rows * shape[2]);
+  *multiplied_ += expert_share_ * static_cast<double>(shape[0] * rows * shape[2]);
   return pack(tensors);
 }
 
 nn::Linear Binder::head(const nn::Linear& embedding, bool tied) {
   const int64_t vocab = embedding.out_features();
   const int64_t hidden = embedding.in_features();
-  account_.head_weights = vocab * hidden;
+  *multiplied_ += static_cast<double>(vocab * hidden);
   if (!tied) return {&runtime_, nn::Role::head, pack({&take("lm_head.weight", {vocab, hidden}), 1}), {}};
   account_.row_bytes += static_cast<double>(embedding.weight->stored_bytes());
   const StoredTensor* stored = checkpoint_.find("lm_head.weight");

@@ -39,6 +39,8 @@ class Binder {
   void use_experts(int64_t experts_per_token, int64_t experts) {
     expert_share_ = static_cast<double>(experts_per_token) / static_cast<double>(experts);
   }
+  /// From here on weights are bound that are multiplied only with rows whose logits are wanted.
+  void use_logits_rows() { multiplied_ = &account_.logits_weights; }
   /// The experts of one projection: stacked (`stacked`.weight [E, out, in]) or one by one
   /// (`each(e)`.weight [out, in]), whichever the checkpoint holds.
   std::shared_ptr<const quant::PackedWeight> experts(const std::string& stacked,
@@ -61,8 +63,8 @@ class Binder {
     int64_t parameters = 0;    // elements of all tensors
     int64_t stored_bytes = 0;  // of all tensors
     double row_bytes = 0;      // read for one row, its logits included
-    double row_weights = 0;    // multiplied with, the head excluded
-    int64_t head_weights = 0;  // multiplied with for a row whose logits are wanted
+    double row_weights = 0;     // multiplied with for every row
+    double logits_weights = 0;  // in addition for a row whose logits are wanted
   };
   const Account& account() const { return account_; }
 
@@ -76,6 +78,7 @@ class Binder {
   quant::ReadBytes read_;
   std::set<std::string> taken_;
   Account account_;
+  double* multiplied_ = &account_.row_weights;
   double expert_share_ = 1;
   // Regions large enough that few of a model's weights come to lie across two.
   quant::PanelMemory memory_{size_t{256} << 20};

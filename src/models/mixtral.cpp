@@ -74,6 +74,7 @@ Mixtral::Mixtral(Binder& binder)
     Layer& w = layers_.emplace_back();
     w.attn_norm = binder.vector(prefix + "input_layernorm.weight", sizes_.hidden);
     w.attn = bind_attention(binder, prefix + "self_attn.", sizes_, {}, {nn::Role::moe_q, nn::Role::moe_o});
+    if (i + 1 == sizes_.layers) binder.use_logits_rows();
     w.ffn_norm = binder.vector(prefix + "post_attention_layernorm.weight", sizes_.hidden);
     bind_experts(binder, prefix, w);
     binder.ignore(prefix + "self_attn.rotary_emb.inv_freq");
@@ -108,7 +109,8 @@ void Mixtral::bind_experts(Binder& binder, const std::string& layer, Layer& w) c
   w.experts.down = experts("down_proj", "w2", hidden, width);
 }
 
-// One layer. x: [T, hidden], the residual stream, updated in place.
+// One layer. x: [T, hidden], the residual stream, updated in place; after the last layer [rows asked for,
+// hidden], unless somebody observes.
 void Mixtral::layer(int index, Tensor& x, const Batch& batch, const nn::RotaryTable& rotary,
                     Taps& tap) const {
   const Layer& w = layers_[index];
@@ -125,6 +127,7 @@ void Mixtral::layer(int index, Tensor& x, const Batch& batch, const nn::RotaryTa
   Tensor ctx = tap(index, Site::attn_ctx, nn::attention(q, batch.cache(index), scale_, runtime_, tap));
   nn::add(x, tap(index, Site::o_proj, nn::linear(ctx, w.attn.o)), runtime_);
   tap(index, Site::attn_resid, x);
+  if (index + 1 == sizes_.layers) keep_logits_rows(x, batch, tap);
   h = tap(index, Site::ffn_norm, nn::rms_norm(x, w.ffn_norm, sizes_.eps, runtime_));
   nn::add(x, nn::sparse_moe(h, w.router, w.experts, experts_per_token_, index, tap), runtime_);
   tap(index, Site::ffn_resid, x);
@@ -134,7 +137,8 @@ Tensor Mixtral::forward(const Batch& batch, Taps& tap) const {
   const nn::RotaryTable rotary = rope_.table(batch);
   Tensor x = tap(kNoLayer, Site::embed, nn::embedding(batch.ids, embed_));
   for (int i = 0; i < static_cast<int>(layers_.size()); ++i) layer(i, x, batch, rotary, tap);
-  Tensor last = nn::rms_norm(nn::rows(x, batch.logits_rows), final_norm_, sizes_.eps, runtime_);
+  if (tap.observed()) x = nn::rows(x, batch.logits_rows);
+  Tensor last = nn::rms_norm(x, final_norm_, sizes_.eps, runtime_);
   tap(kNoLayer, Site::final_norm, last);
   return tap(kNoLayer, Site::logits, nn::linear(last, head_));
 }

@@ -121,7 +121,7 @@ ModelInfo describe(const Checkpoint& checkpoint, const Binder& binder) {
   info.stored_bytes = account.stored_bytes;
   info.token_bytes = static_cast<int64_t>(account.row_bytes);
   info.row_weights = static_cast<int64_t>(account.row_weights);
-  info.head_weights = account.head_weights;
+  info.logits_weights = static_cast<int64_t>(account.logits_weights);
   return info;
 }
 

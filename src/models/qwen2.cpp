@@ -80,6 +80,7 @@ Qwen2::Qwen2(Binder& binder)
     Layer& w = layers_.emplace_back();
     w.attn_norm = binder.vector(prefix + "input_layernorm.weight", sizes_.hidden);
     w.attn = bind_attention(binder, prefix + "self_attn.", sizes_, {.qkv = true, .o = false});
+    if (i + 1 == sizes_.layers) binder.use_logits_rows();
     w.ffn_norm = binder.vector(prefix + "post_attention_layernorm.weight", sizes_.hidden);
     w.gate = binder.linear(prefix + "mlp.gate_proj", nn::Role::gate, sizes_.intermediate, sizes_.hidden);
     w.up = binder.linear(prefix + "mlp.up_proj", nn::Role::up, sizes_.intermediate, sizes_.hidden);
@@ -90,7 +91,8 @@ Qwen2::Qwen2(Binder& binder)
   head_ = binder.head(embed_, config.boolean("tie_word_embeddings", false));
 }
 
-// One layer. x: [T, hidden], the residual stream, updated in place.
+// One layer. x: [T, hidden], the residual stream, updated in place; after the last layer [rows asked for,
+// hidden], unless somebody observes.
 void Qwen2::layer(int index, Tensor& x, const Batch& batch, const nn::RotaryTable& rotary, Taps& tap) const {
   const Layer& w = layers_[index];
   Tensor h = tap(index, Site::attn_norm, nn::rms_norm(x, w.attn_norm, sizes_.eps, runtime_));
@@ -106,6 +108,7 @@ void Qwen2::layer(int index, Tensor& x, const Batch& batch, const nn::RotaryTabl
   Tensor ctx = tap(index, Site::attn_ctx, nn::attention(q, batch.cache(index), scale_, runtime_, tap));
   nn::add(x, tap(index, Site::o_proj, nn::linear(ctx, w.attn.o)), runtime_);
   tap(index, Site::attn_resid, x);
+  if (index + 1 == sizes_.layers) keep_logits_rows(x, batch, tap);
   h = tap(index, Site::ffn_norm, nn::rms_norm(x, w.ffn_norm, sizes_.eps, runtime_));
   nn::add(x, nn::mlp(h, w.gate, w.up, w.down, index, tap), runtime_);
   tap(index, Site::ffn_resid, x);
@@ -115,7 +118,8 @@ Tensor Qwen2::forward(const Batch& batch, Taps& tap) const {
   const nn::RotaryTable rotary = rope_.table(batch);
   Tensor x = tap(kNoLayer, Site::embed, nn::embedding(batch.ids, embed_));
   for (int i = 0; i < static_cast<int>(layers_.size()); ++i) layer(i, x, batch, rotary, tap);
-  Tensor last = nn::rms_norm(nn::rows(x, batch.logits_rows), final_norm_, sizes_.eps, runtime_);
+  if (tap.observed()) x = nn::rows(x, batch.logits_rows);
+  Tensor last = nn::rms_norm(x, final_norm_, sizes_.eps, runtime_);
   tap(kNoLayer, Site::final_norm, last);
   return tap(kNoLayer, Site::logits, nn::linear(last, head_));
 }

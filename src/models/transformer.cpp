@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "nn/rows.h"
 #include "tensor/fail.h"
 
 namespace lockstep {
@@ -61,6 +62,10 @@ nn::RoPE bind_rope(Binder& binder, int64_t head_dim, double default_theta) {
   nn::RoPE rope(binder.config(), head_dim, default_theta);
   if (binder.has("rope_freqs.weight")) rope.divide(binder.vector("rope_freqs.weight", rope.pairs()));
   return rope;
+}
+
+void keep_logits_rows(Tensor& x, const Batch& batch, const Taps& tap) {
+  if (!tap.observed()) x = nn::rows(x, batch.logits_rows);
 }
 
 void require_silu(const Config& config) {

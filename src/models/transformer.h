@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "generate/batch.h"
+#include "lockstep/trace.h"
 #include "models/binder.h"
 #include "nn/rope.h"
 
@@ -55,6 +57,10 @@ int64_t read_window(const Config& config, int64_t fallback);
 
 /// The rotary embedding of a config, with the divisors of a Llama 3 GGUF if it stores any.
 nn::RoPE bind_rope(Binder& binder, int64_t head_dim, double default_theta);
+
+/// After the last attention: drops the rows whose logits are not wanted, which nothing reads any more. An
+/// observer sees all rows to the end. x: [T, hidden] -> [rows asked for, hidden].
+void keep_logits_rows(Tensor& x, const Batch& batch, const Taps& tap);
 
 /// Error unless the key is absent or says "silu".
 void require_silu(const Config& config);

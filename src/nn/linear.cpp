@@ -79,12 +79,14 @@ void multiply(const Runtime& runtime, std::span<const Product> products) {
     int64_t end;
   };
   int64_t left = 0;  // panels
-  for (const Product& product : products) left += product.weight->matrix(product.expert).panels;
+  for (const Product& product : products)
+    left += product.rows > 0 ? product.weight->matrix(product.expert).panels : 0;
   // Long chunks first, for memory is read fastest in long runs, and ever shorter ones, so that threads end
   // together. Even, since kernels take panels in pairs.
   constexpr int64_t kShortest = 32768;  // bytes
   std::vector<Chunk> chunks;
   for (const Product& product : products) {
+    if (product.rows == 0) continue;
     const quant::PanelMatrix& weight = product.weight->matrix(product.expert);
     for (int64_t p = 0; p < weight.panels; p = chunks.back().end) {
       const int64_t shortest = 2 + kShortest / (weight.panel_bytes + 1) / 2 * 2;

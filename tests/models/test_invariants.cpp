@@ -7,6 +7,8 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <map>
+#include <ostream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -15,6 +17,7 @@
 #include "lockstep/error.h"
 #include "lockstep/model.h"
 #include "lockstep/session.h"
+#include "lockstep/trace.h"
 #include "support/fixtures.h"
 
 namespace lockstep {
@@ -61,6 +64,9 @@ struct Case {
   KvType kv;
   std::string isa;
 };
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << c.model << " " << precision_name(c.precision) << " " << kv_type_name(c.kv) << " " << c.isa;
+}
 
 std::vector<Case> cases() {
   std::vector<Case> all;
@@ -178,6 +184,20 @@ TEST_P(Invariants, SessionsInThreadsOfTheirOwn) {
     }
   }
   for (const Tensor& result : results) EXPECT_TRUE(same(result.values(), expected_.values()));
+}
+
+// Unobserved, the last layer's feed-forward computes the rows whose logits are wanted and no others.
+TEST_P(Invariants, AnObserverSeesEveryRowAndChangesNothing) {
+  struct : Observer {
+    void observe(int layer, Site site, Tensor& tensor) override {
+      if (site == Site::ffn_resid) rows[layer] += tensor.shape()[0];
+    }
+    std::map<int, int64_t> rows;
+  } observer;
+  Taps taps(&observer);
+  EXPECT_TRUE(same(session(33).sync(ids_, taps).values(), last_row()));
+  ASSERT_EQ(std::ssize(observer.rows), model_->info().layers);
+  for (const auto& [layer, rows] : observer.rows) EXPECT_EQ(rows, kLength) << "layer " << layer;
 }
 
 TEST_P(Invariants, ReusedPrefix) {

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
+#include <ostream>
 #include <string>
 
 #include "lockstep/model.h"
@@ -15,6 +16,7 @@ struct Fixture {
   std::string model;     // below tests/data/models
   std::string expected;  // likewise
 };
+void PrintTo(const Fixture& fixture, std::ostream* out) { *out << fixture.model; }
 
 // The twins of a folder hold its weights in another layout.
 std::string without_ending(const std::string& name, std::string_view ending) {
