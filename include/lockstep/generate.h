@@ -84,7 +84,8 @@ struct GenerateOptions {
 struct Timings {
   double ttft_ms = 0;      ///< from the start to the first token
   double prefill_tps = 0;  ///< prompt tokens computed per second
-  double decode_tps = 0;   ///< tokens per second after the first
+  double pack_ms = 0;      ///< after the first token, for weights that its pass has read without packing them
+  double decode_tps = 0;   ///< tokens per second after that
   int64_t reused = 0;      ///< prompt tokens taken from the session's past
 };
 

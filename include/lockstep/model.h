@@ -37,10 +37,10 @@ struct ModelOptions {
   std::string config_patch;  ///< JSON that replaces keys of the config (RFC 7396); empty: none
   /// Called with the share of the weights' bytes read so far, 0..1, from the loading thread.
   std::function<void(double)> progress;
-  /// false: the first pass may read weights from the file as it goes, and keeps none of them; the second
-  /// one packs them first. The first token comes sooner, the second later; nothing else changes. Not done
-  /// where the weights are more than a quarter of the machine's memory. Until then passes take turns, and the
-  /// file must stay as it is.
+  /// false: the first pass may read weights from the file as it goes, and keeps none of them; `pack`, or the
+  /// second pass, packs them. The first token comes sooner, the second later; nothing else changes. Not done
+  /// where the weights are more than a quarter of the machine's memory. Until all are packed passes take
+  /// turns, and the file must stay as it is.
   bool pack_at_load = true;
 };
 
@@ -90,6 +90,10 @@ class Model {
   const ChatTemplate* chat_template() const;
   /// Ids that end a reply, sorted.
   const std::vector<int32_t>& end_ids() const;
+
+  /// Packs what is not packed yet (`ModelOptions::pack_at_load`); otherwise the second pass does. Error `io`
+  /// if weights cannot be read.
+  void pack() const;
 
   /// One pass over the rows of a batch; appends to the caches, whose lengths are the caller's to
   /// advance. Returns the logits [rows asked for, vocab]. Error `io` if weights that are not packed yet

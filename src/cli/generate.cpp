@@ -1,8 +1,10 @@
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <string>
 
 #include "cli.h"
 #include "errors.h"
@@ -75,6 +77,7 @@ void run(const Flags& flags) {
                           {"timings",
                            {{"load_ms", load.count()},
                             {"ttft_ms", t.ttft_ms},
+                            {"pack_ms", t.pack_ms},
                             {"prefill_tps", t.prefill_tps},
                             {"decode_tps", t.decode_tps}}}};
     if (options.logprobs) out["logprobs"] = logprobs_json(model->tokenizer(), result.logprobs);
@@ -83,11 +86,13 @@ void run(const Flags& flags) {
   }
   std::printf("\n");
   std::fflush(stdout);
+  std::string packing;
+  if (t.pack_ms >= 1) packing = ", weights packed in " + std::to_string(std::lround(t.pack_ms)) + " ms more";
   const double gbs = static_cast<double>(model->info().token_bytes) * t.decode_tps * 1e-9;
   std::fprintf(stderr,
-               "%zu prompt + %zu new tokens | prefill %.1f tokens/s, first after %.0f ms | decode "
+               "%zu prompt + %zu new tokens | prefill %.1f tokens/s, first after %.0f ms%s | decode "
                "%.1f tokens/s, %.1f GB/s | %s, %s, %s | logits %016lx\n",
-               prompt.size(), result.ids.size(), t.prefill_tps, t.ttft_ms, t.decode_tps, gbs,
+               prompt.size(), result.ids.size(), t.prefill_tps, t.ttft_ms, packing.c_str(), t.decode_tps, gbs,
                std::string(model->isa()).c_str(), std::string(precision_name(model->precision())).c_str(),
                counted(model->threads(), "thread").c_str(), static_cast<unsigned long>(result.logits_hash));
 }

@@ -71,7 +71,7 @@ Generation generate(Session& session, std::span<const int32_t> prompt, const Gen
   const auto computed = static_cast<double>(prompt.size()) - static_cast<double>(result.timings.reused);
   result.timings.prefill_tps = computed / seconds_since(start);
 
-  const auto decode_start = Clock::now();
+  auto decode_start = Clock::now();
   for (int64_t n = 0; n < options.max_tokens; ++n) {
     const int32_t id = sampler.sample(logits.values(), session.tokens(), session.length());
     if (std::binary_search(ends.begin(), ends.end(), id)) {
@@ -87,6 +87,12 @@ Generation generate(Session& session, std::span<const int32_t> prompt, const Gen
       break;
     }
     if (n + 1 == options.max_tokens || session.length() == session.context()) break;
+    if (n == 0) {
+      const auto pack_start = Clock::now();
+      session.model().pack();
+      result.timings.pack_ms = seconds_since(pack_start) * 1e3;
+      decode_start = Clock::now();
+    }
     logits = session.append({&id, 1}, taps);
   }
   stream.finish();

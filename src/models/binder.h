@@ -60,9 +60,9 @@ class Binder {
 
   /// What was taken, and what of it one row of a forward pass reads and multiplies with.
   struct Account {
-    int64_t parameters = 0;    // elements of all tensors
-    int64_t stored_bytes = 0;  // of all tensors
-    double row_bytes = 0;      // read for one row, its logits included
+    int64_t parameters = 0;     // elements of all tensors
+    int64_t stored_bytes = 0;   // of all tensors
+    double row_bytes = 0;       // read for one row, its logits included
     double row_weights = 0;     // multiplied with for every row
     double logits_weights = 0;  // in addition for a row whose logits are wanted
   };

@@ -145,9 +145,8 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path, cons
   }
   state->pool = std::make_unique<Pool>(options.threads);
   state->runtime = {&kernels::select(options.isa), state->pool.get(), options.precision};
-  Binder binder(checkpoint, state->runtime, [stored = state->stored.get()](auto part, std::byte* out) {
-    stored->read(part, out);
-  });
+  Binder binder(checkpoint, state->runtime,
+                [stored = state->stored.get()](auto part, std::byte* out) { stored->read(part, out); });
   state->architecture = entry->make(binder);
   state->stored->packer = binder.finish();
   state->info = describe(checkpoint, binder);
@@ -181,6 +180,12 @@ const Tokenizer& Model::tokenizer() const {
 bool Model::has_tokenizer() const { return state_->tokenizer != nullptr; }
 const ChatTemplate* Model::chat_template() const { return state_->chat_template.get(); }
 const std::vector<int32_t>& Model::end_ids() const { return state_->end_ids; }
+
+void Model::pack() const {
+  if (state_->packed) return;
+  const std::lock_guard lock(state_->turn);
+  if (state_->stored) state_->pack(quant::Packer::Until::all);
+}
 
 Tensor Model::forward(Batch& batch, Taps& taps) const {
   State& state = *state_;

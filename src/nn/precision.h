@@ -22,9 +22,9 @@ enum class InputForm : uint8_t {
 
 /// The policy of `fast` for weights of integers: 8 bits where that does little harm. Keys and values are kept
 /// for the whole context, a router decides, and so does the attention before it, whose errors change what it
-/// chooses (more than half of all error in a mixture); the head is the last word: these take 16. With 16 for `down`
-/// too SmolLM2 would have a quarter less error (bench/accuracy), still more than exact, at a fifth less
-/// speed. Where the processor gains nothing by 8 bits (`Table::narrow_bits`) they are not taken.
+/// chooses (more than half of all error in a mixture); the head is the last word: these take 16. With 16 for
+/// `down` too SmolLM2 would have a quarter less error (bench/accuracy), still more than exact, at a fifth
+/// less speed. Where the processor gains nothing by 8 bits (`Table::narrow_bits`) they are not taken.
 constexpr bool takes_8_bits(Role role) {
   return role == Role::q || role == Role::o || role == Role::gate || role == Role::up || role == Role::down;
 }

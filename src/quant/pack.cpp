@@ -57,10 +57,9 @@ void interleave(int64_t vectors, const Row& row, uint8_t* out) {
   }
 }
 
-// Writes 32 codes of every row of a panel; `row(r)` points at those of row r, a byte each.
+// Writes 32 codes of 4 to 6 bits of every row of a panel; `row(r)` points at those of row r, a byte each.
 template <typename Row>
 void write_codes(int bits, const Row& row, uint8_t* panel) {
-  if (bits == 8) return interleave(2, row, panel);
   uint8_t nibbles[kPanelRows][16];
   for (int r = 0; r < kPanelRows; ++r) {
     const uint8_t* codes = row(r);
@@ -259,16 +258,41 @@ void pack_plain_panel(const StoredTensor& tensor, const PanelRows& rows, uint8_t
   }
 }
 
+// Writes the codes of a unit, whose blocks are at byte `at` of every row.
+void write_unit_codes(DType dtype, const uint8_t* const (&rows)[kPanelRows], int64_t at, int64_t columns,
+                      uint8_t* out) {
+  // Panels pair the columns of nibbles as these blocks do.
+  const auto stored = [&](int64_t offset) {
+    return [&rows, at, offset](int r) { return rows[r] + at + offset; };
+  };
+  switch (dtype) {
+    case DType::q4_0: return interleave(1, stored(2), out);
+    case DType::q4_1: return interleave(1, stored(4), out);
+    case DType::q4_k:
+    case DType::q6_k: return write_super_blocks(dtype, rows, at, out);
+    case DType::q8_0:
+      interleave(2, stored(2), out);
+      for (int64_t i = 0; i < code_bytes(8); ++i) out[i] ^= 0x80;  // plus 128
+      return;
+    case DType::mlx_q8:
+      for (int64_t k = 0; k < columns; k += kBlock)
+        interleave(2, stored(k), out + k / kBlock * code_bytes(8));
+      return;
+    default: break;
+  }
+  const int bits = code_format(dtype).bits;
+  uint8_t codes[kPanelRows][256];
+  for (int r = 0; r < kPanelRows; ++r) read_codes(dtype, rows[r] + at, columns, codes[r]);
+  for (int64_t s = 0; s < columns / kBlock; ++s)
+    write_codes(bits, [&](int r) { return codes[r] + s * kBlock; }, out + s * code_bytes(bits));
+}
+
 void pack_block_panel(const StoredTensor& tensor, const PanelRows& rows, uint8_t* panel) {
   const PanelLayout layout = panel_layout(tensor.dtype, tensor.scale_dtype, tensor.group_size);
-  const int bits = code_format(tensor.dtype).bits;
   const int64_t header = unit_header(tensor.dtype, tensor.scale_dtype);
   const int64_t units = tensor.columns() / layout.unit_columns;
   const int64_t block_bytes = dtype_block_bytes(tensor.dtype);
   const int64_t step = layout.unit_columns / dtype_block(tensor.dtype) * block_bytes;  // of a stored row
-  // Four-bit blocks of 32 pair the columns of nibbles as panels do.
-  const bool as_stored = tensor.dtype == DType::q4_0 || tensor.dtype == DType::q4_1;
-  uint8_t codes[kPanelRows][256];  // of a unit
   for (int64_t u = 0; u < units; ++u) {
     uint8_t* unit = panel + u * layout.unit_bytes;
     if (tensor.group_size > 0) {
@@ -276,19 +300,7 @@ void pack_block_panel(const StoredTensor& tensor, const PanelRows& rows, uint8_t
     } else {
       write_block_scales(tensor.dtype, rows, u * step, unit);
     }
-    if (as_stored) {
-      const int64_t nibbles = (u + 1) * step - kBlock / 2;
-      interleave(1, [&](int r) { return rows.data[r] + nibbles; }, unit + header);
-      continue;
-    }
-    if (tensor.dtype == DType::q4_k || tensor.dtype == DType::q6_k) {
-      write_super_blocks(tensor.dtype, rows.data, u * step, unit + header);
-      continue;
-    }
-    for (int r = 0; r < kPanelRows; ++r)
-      read_codes(tensor.dtype, rows.data[r] + u * step, layout.unit_columns, codes[r]);
-    for (int64_t s = 0; s < layout.unit_columns / kBlock; ++s)
-      write_codes(bits, [&](int r) { return codes[r] + s * kBlock; }, unit + header + s * code_bytes(bits));
+    write_unit_codes(tensor.dtype, rows.data, u * step, layout.unit_columns, unit + header);
   }
 }
 
