@@ -35,12 +35,13 @@ struct ModelOptions {
   std::string isa;           ///< kernels to use; empty: the best this processor runs
   int threads = 0;           ///< 0: as many as the machine gives this process
   std::string config_patch;  ///< JSON that replaces keys of the config (RFC 7396); empty: none
-  /// Called with the share of the weights' bytes read so far, 0..1, from the loading thread.
+  /// Called with the share of the weights' bytes read so far, 0..1, from the loading thread, until all are
+  /// packed or the first pass is over. It must not use the model.
   std::function<void(double)> progress;
   /// false: the first pass may read weights from the file as it goes, and keeps none of them; `pack`, or the
   /// second pass, packs them. The first token comes sooner, the second later; nothing else changes. Not done
   /// where the weights are more than a quarter of the machine's memory. Until all are packed passes take
-  /// turns, and the file must stay as it is.
+  /// turns, an observer must not run the model, and the file must stay as it is.
   bool pack_at_load = true;
 };
 

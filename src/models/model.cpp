@@ -30,14 +30,15 @@ class Stored {
     for (const StoredTensor& tensor : checkpoint.tensors()) bytes_ += tensor.stored_bytes();
   }
 
-  // Copies a piece of a tensor and tells how far that is, from the thread that opened the files.
+  // Copies a piece of a tensor and tells how far that is. What is read twice counts twice.
   void read(std::span<const std::byte> part, std::byte* out) {
     checkpoint.read(part, out);
     const int64_t read = read_ += std::ssize(part);
-    if (std::this_thread::get_id() == thread_) tell(static_cast<double>(read) / static_cast<double>(bytes_));
+    tell(std::min(0.99, static_cast<double>(read) / static_cast<double>(bytes_)));
   }
+  // Only from the thread that opened the files.
   void tell(double share) const {
-    if (progress_) progress_(std::min(share, 1.0));
+    if (progress_ && std::this_thread::get_id() == thread_) progress_(share);
   }
   // From here on a reply may be on the screen.
   void end_progress() {

@@ -256,6 +256,12 @@ void pack_plain_panel(const StoredTensor& tensor, const PanelRows& rows, uint8_t
                   static_cast<size_t>(width));
     }
   }
+  // The second half of the last pair.
+  if (tensor.dtype == DType::bf16 && tensor.columns() % 2 != 0) {
+    for (int r = 0; r < kPanelRows; ++r)
+      std::memset(panel + plain_element(tensor.dtype, tensor.columns(), r) * width, 0,
+                  static_cast<size_t>(width));
+  }
 }
 
 // Writes the codes of a unit, whose blocks are at byte `at` of every row.
@@ -501,30 +507,32 @@ void Packer::run(Pool& pool, Until until, const std::function<void()>& beside) {
   }
   std::atomic<bool> enough{false};
   pool.run(std::ssize(jobs) + 1, [&](int64_t index) {
-    if (index == 0) {
-      if (beside) beside();
-      if (until == Until::beside_ends) enough = true;
-      return;
-    }
     if (enough) return;
-    Job& job = jobs[static_cast<size_t>(index - 1)];
-    const PackedWeight& weight = *weights_[job.weight];
-    std::byte* data = weight.data_.get();
-    weight.pack(job.expert, job.first, job.last, data + (weight.matrix(job.expert).panel(job.first) - data));
-    job.done = true;
+    try {
+      if (index == 0) {
+        if (beside) beside();
+        enough = until == Until::beside_ends;
+        return;
+      }
+      Job& job = jobs[static_cast<size_t>(index - 1)];
+      const PackedWeight& weight = *weights_[job.weight];
+      std::byte* data = weight.data_.get();
+      weight.pack(job.expert, job.first, job.last,
+                  data + (weight.matrix(job.expert).panel(job.first) - data));
+      job.done = true;
+    } catch (...) {
+      enough = true;
+      throw;
+    }
   });
   std::vector<bool> whole(weights_.size(), true);
   for (const Job& job : jobs) whole[job.weight] = whole[job.weight] && job.done;
-  std::vector<std::shared_ptr<PackedWeight>> left;
   for (size_t w = 0; w < weights_.size(); ++w) {
-    if (!whole[w]) {
-      left.push_back(weights_[w]);
-      continue;
-    }
+    if (!whole[w]) continue;
     weights_[w]->stored_.clear();
     weights_[w]->read_ = {};
   }
-  weights_ = std::move(left);
+  std::erase_if(weights_, [](const auto& weight) { return weight->packed(); });
 }
 
 std::shared_ptr<const PackedWeight> pack_tensors(std::span<const StoredTensor> experts, Pool& pool) {

@@ -1,6 +1,7 @@
 // Stored formats against gguf-py and mlx, bit for bit; and panels against the stored rows.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <random>
@@ -119,6 +120,32 @@ TEST(Panels, RowsComeBackBitForBit) {
       }
     }
   }
+}
+
+// Panels that are packed by themselves, into memory that held something else.
+TEST(Panels, APartIsTheSameAsInTheWhole) {
+  Pool pool(2);
+  const auto check = [&](const StoredTensor& tensor, const std::string& name) {
+    const auto packed = quant::pack_tensors({&tensor, 1}, pool);
+    const quant::PanelMatrix& whole = packed->matrix();
+    quant::PanelMemory memory(0);
+    const quant::PackedWeight later(
+        {&tensor, 1}, memory,
+        [](std::span<const std::byte> part, std::byte* out) { std::copy(part.begin(), part.end(), out); });
+    for (int64_t panel = 0; panel < whole.panels; ++panel) {
+      std::vector<std::byte> out(static_cast<size_t>(whole.panel_bytes), std::byte{0xFF});
+      const quant::PanelMatrix part = later.pack(0, panel, panel + 1, out.data());
+      EXPECT_EQ(std::memcmp(out.data(), whole.panel(panel), out.size()), 0) << name << " panel " << panel;
+      EXPECT_EQ(part.rows, std::min(whole.rows - 16 * panel, quant::kPanelRows)) << name;
+    }
+  };
+  for (const auto& c : cases()) check(c->tensor, c->name);
+  const std::vector<uint16_t> values(20 * 7, 0x3F80);  // ones
+  StoredTensor odd;
+  odd.dtype = DType::bf16;
+  odd.shape = {20, 7};
+  odd.data = std::as_bytes(std::span(values));
+  check(odd, "odd columns of bf16");
 }
 
 // Products of the first `rows` rows with T rows of activations, against f64 on the reference's
