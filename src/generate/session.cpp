@@ -67,6 +67,7 @@ Tensor Session::run(std::span<const int32_t> ids, bool every_row, Taps& taps) {
   const int64_t vocab = model_->info().vocab;
   Tensor result({every_row ? static_cast<int64_t>(ids.size()) : 1, vocab});
   const auto chunk = static_cast<size_t>(options_.chunk);
+  if (ids.size() > chunk) model_->pack();  // or the first of several passes would read in vain
   for (size_t begin = 0; begin < ids.size(); begin += chunk) {
     const auto part = ids.subspan(begin, std::min(chunk, ids.size() - begin));
     Batch batch;
