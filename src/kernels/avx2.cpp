@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #include "kernels/kernels.h"
@@ -19,6 +20,9 @@ namespace {
 constexpr std::string_view kName = "avx2";
 constexpr int kRowTile = 6;       // rows of activations that share an unpacked weight, f32
 constexpr int kRowTileFixed = 4;  // the same in fixed point
+constexpr int kManyTileWide = 4;
+constexpr int kManyTileNarrow = 4;
+constexpr bool kManyWideInMemory = false;
 constexpr int kUnpackRows = 8;    // from so many rows on codes are unpacked once for all of them
 constexpr int kPanelTile = 1;     // panels that share a broadcast activation
 constexpr int kNarrowBits = 6;    // the widest codes for which products with 8-bit activations are the faster
@@ -175,8 +179,10 @@ inline B broadcast(const int8_t* x) {
 // as many quads as `run` says. Codes of 8 bits do not fit.
 struct ByteProducts {
   static constexpr bool kInts = false;
-  static constexpr bool kSigned = false;  // codes
+  static constexpr bool kChained = false;
+  static constexpr bool kUnsignedDigits = false;
   static constexpr int alike(int bits) { return bits <= 5 ? 5 : bits; }
+  static constexpr int taken_off(int, int) { return 0; }
   static constexpr int kVectors = 1;  // that a quad of codes becomes
   static constexpr int run(int bits) { return 1 << (7 - bits); }
   static constexpr int digits_at(int quad, int, int) { return 4 * quad; }
@@ -198,9 +204,11 @@ struct ByteProducts {
 // 1 and 3, as they come out of its bytes with one operation each.
 struct WordProducts {
   static constexpr bool kInts = true;
-  static constexpr bool kSigned = true;
+  static constexpr bool kChained = false;
+  static constexpr bool kUnsignedDigits = false;
   static constexpr int kWidePlanes = 1;
   static constexpr int alike(int) { return 8; }
+  static constexpr int taken_off(int, int offset) { return offset; }
   static constexpr int kVectors = 2;
   static constexpr int run(int) { return 8; }
   static constexpr int digits_at(int quad, int, int vector) { return 8 * quad + 4 * vector; }
@@ -230,6 +238,8 @@ struct WordProducts {
   }
 };
 using WideProducts = WordProducts;
+using ManyByteProducts = ByteProducts;
+using ManyWideProducts = WordProducts;
 
 inline I set1_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 inline I operator+(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }

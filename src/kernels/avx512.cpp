@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #include "kernels/kernels.h"
@@ -18,9 +19,12 @@ namespace {
 
 constexpr std::string_view kName = "avx512";
 constexpr int kRowTile = 8;       // rows of activations that share an unpacked weight, f32
-constexpr int kRowTileFixed = 4;  // the same in fixed point, where a row needs two sums
-constexpr int kUnpackRows = 32;   // from so many rows on codes are unpacked once for all of them
-constexpr int kPanelTile = 2;     // panels that share a broadcast activation
+constexpr int kRowTileFixed = 4;  // the same in fixed point, where a row needs two sums,
+constexpr int kManyTileWide = 8;  // or one, where there are many,
+constexpr int kManyTileNarrow = 4;
+constexpr bool kManyWideInMemory = true;  // whose f32 sums would not fit the registers as well
+constexpr int kUnpackRows = 32;           // from so many rows on codes are unpacked once for all of them
+constexpr int kPanelTile = 2;             // panels that share a broadcast activation
 constexpr int kNarrowBits = 8;    // the widest codes for which products with 8-bit activations are the faster
 constexpr int kQueryTile = 4;     // queries that share loaded keys and values,
 constexpr int kKeyParts = 4;      // of so many times 16 keys
@@ -131,8 +135,8 @@ inline B broadcast(const int8_t* x) {
 // Products of unsigned codes with signed bytes, four columns at a time, summed in int32.
 struct ByteProducts {
   static constexpr bool kInts = true;
-  static constexpr bool kSigned = false;  // codes
-  static constexpr int alike(int) { return 8; }
+  static constexpr bool kChained = false;
+  static constexpr bool kUnsignedDigits = false;
   static constexpr int kWidePlanes = 2;
   static constexpr int kVectors = 1;  // that a quad of codes becomes
   static constexpr int run(int) { return 8; }
@@ -146,6 +150,29 @@ struct ByteProducts {
   static I total(I sum) { return sum; }
 };
 using WideProducts = ByteProducts;
+
+// Products of signed codes with unsigned bytes. Activations of 16 bits are 256 * (high - 128) + low: what is
+// to be taken off depends on codes alone, and is where the sum of high bytes starts. That of low bytes goes
+// on from it, shifted: all in one register.
+struct ManyByteProducts : ByteProducts {
+  static constexpr bool kChained = true;
+  static constexpr bool kUnsignedDigits = true;
+  static constexpr int alike(int) { return 8; }
+  static constexpr int taken_off(int bits, int offset) { return bits == 8 ? 128 : offset; }
+  static B minus(B codes, int offset) {
+    return {_mm512_sub_epi8(codes.v, _mm512_set1_epi8(static_cast<char>(offset)))};
+  }
+  static I add(I sum, B codes, B x) { return {_mm512_dpbusd_epi32(sum.v, x.v, codes.v)}; }
+  // sum + 128 * codes
+  static I add_raised(I sum, B codes) {
+    return {_mm512_dpbusd_epi32(sum.v, _mm512_set1_epi8(static_cast<char>(128)), codes.v)};
+  }
+  static void store_start(std::byte* p, I raised) {
+    _mm512_storeu_si512(p, _mm512_sub_epi32(_mm512_setzero_si512(), raised.v));
+  }
+  static I start(const std::byte* p) { return {_mm512_loadu_si512(p)}; }
+};
+using ManyWideProducts = ManyByteProducts;
 
 inline I set1_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
 inline I operator+(I x, I y) { return {_mm512_add_epi32(x.v, y.v)}; }

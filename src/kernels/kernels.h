@@ -17,14 +17,15 @@ namespace lockstep::kernels {
 /// 32 columns of a row of activations as 16-bit fixed point: x[k] ~ scale * n[k], |n| <= 32639. Rows are
 /// padded with zeros up to a multiple of 32.
 struct Fixed16 {
-  int8_t digits[64];  // as the ISA multiplies them: a high and a low plane, n = 256 * high + low, or int16
+  int8_t digits[64];  // as the ISA multiplies them: a high and a low plane, n = 256 * high + low, or int16;
+                      // for many rows perhaps unsigned bytes, n = 256 * (high - 128) + low
   float scale;
   int32_t minus_sum[3];  // sums of the integers, negative: of the first 16, of the others, of all
   float minus_total;     // sum of the rounded values, negative
 };
 /// The same as 8-bit fixed point: x[k] ~ scale[k / 16] * digits[k], |digits| <= 127.
 struct Fixed8 {
-  int8_t digits[32];
+  int8_t digits[32];  // for many rows perhaps unsigned, 128 more
   float scale[2];
   int32_t minus_sum[2];  // of the first 16, of the others
   float minus_total;
@@ -76,9 +77,12 @@ struct Table {
   void (*linear_fixed16)(const LinearArgs& args, int64_t begin, int64_t end);
   void (*linear_fixed8)(const LinearArgs& args, int64_t begin, int64_t end);
   int narrow_bits;
+  /// Products of so many rows and more take activations that were rounded for `many`: the same numbers, but
+  /// their digits may be kept in another way.
+  int64_t many_rows;
   /// Rounds one row of `columns` values to blocks of fixed point.
-  void (*to_fixed16)(const float* x, int64_t columns, Fixed16* blocks);
-  void (*to_fixed8)(const float* x, int64_t columns, Fixed8* blocks);
+  void (*to_fixed16)(const float* x, int64_t columns, bool many, Fixed16* blocks);
+  void (*to_fixed8)(const float* x, int64_t columns, bool many, Fixed8* blocks);
   /// Products of bf16 weights with bf16 activations, pairs of columns at a time in ascending k, summed in f32
   /// as the processor's instruction does. Null where it has none.
   void (*linear_bf16)(const LinearArgs& args, int64_t begin, int64_t end);

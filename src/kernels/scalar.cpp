@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #include "kernels/kernels.h"
@@ -15,6 +16,9 @@ namespace {
 constexpr std::string_view kName = "scalar";
 constexpr int kRowTile = 4;
 constexpr int kRowTileFixed = 2;
+constexpr int kManyTileWide = 2;
+constexpr int kManyTileNarrow = 2;
+constexpr bool kManyWideInMemory = false;
 constexpr int kUnpackRows = 8;
 constexpr int kPanelTile = 1;
 constexpr int kNarrowBits = 8;
@@ -181,8 +185,10 @@ inline B broadcast(const int8_t* x) {
 // Products of unsigned codes with signed bytes, four columns at a time, summed in int32.
 struct ByteProducts {
   static constexpr bool kInts = true;
-  static constexpr bool kSigned = false;  // codes
+  static constexpr bool kChained = false;
+  static constexpr bool kUnsignedDigits = false;
   static constexpr int alike(int) { return 8; }
+  static constexpr int taken_off(int, int) { return 0; }
   static constexpr int kWidePlanes = 2;
   static constexpr int kVectors = 1;  // that a quad of codes becomes
   static constexpr int run(int) { return 8; }
@@ -204,6 +210,8 @@ struct ByteProducts {
   static I total(I sum) { return sum; }
 };
 using WideProducts = ByteProducts;
+using ManyByteProducts = ByteProducts;
+using ManyWideProducts = ByteProducts;
 
 inline I set1_int(int32_t x) {
   return lanes<I>([&](int) { return x; });

@@ -4,21 +4,31 @@
 
 namespace lockstep::nn {
 
-template <typename Block>
-void Activations::make(Rows<Block>& rows, int64_t width, void (*round)(const float*, int64_t, Block*)) const {
+template <typename Block, typename Round>
+void Activations::make(Rows<Block>& rows, int64_t width, Round round) const {
   if (rows) return;
   rows = arena::Array<Block>(static_cast<size_t>(rows_ * width));
   runtime_.for_rows(rows_, columns_, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) round(x_ + t * columns_, columns_, rows->data() + t * width);
+    for (int64_t t = begin; t < end; ++t) round(x_ + t * columns_, rows->data() + t * width);
   });
 }
 
-void Activations::prepare(InputForm form) {
+void Activations::prepare(InputForm form, int64_t rows) {
+  const kernels::Table& table = *runtime_.kernels;
+  const bool many = this->many(rows);
   switch (form) {
     case InputForm::f32: break;
-    case InputForm::fixed16: make(fixed16_, blocks(), runtime_.kernels->to_fixed16); break;
-    case InputForm::fixed8: make(fixed8_, blocks(), runtime_.kernels->to_fixed8); break;
-    case InputForm::bf16: make(bf16_, even_columns(), runtime_.kernels->to_bf16); break;
+    case InputForm::fixed16:
+      make(fixed16_[many], blocks(),
+           [&](const float* x, kernels::Fixed16* y) { table.to_fixed16(x, columns_, many, y); });
+      break;
+    case InputForm::fixed8:
+      make(fixed8_[many], blocks(),
+           [&](const float* x, kernels::Fixed8* y) { table.to_fixed8(x, columns_, many, y); });
+      break;
+    case InputForm::bf16:
+      make(bf16_, even_columns(), [&](const float* x, uint16_t* y) { table.to_bf16(x, columns_, y); });
+      break;
   }
 }
 
@@ -29,8 +39,8 @@ void Activations::bind(InputForm form, int64_t first, kernels::LinearArgs& args)
       args.x = x_ + first * columns_;
       args.x_stride = columns_;
       break;
-    case InputForm::fixed16: args.x_fixed16 = fixed16_->data() + first * blocks(); break;
-    case InputForm::fixed8: args.x_fixed8 = fixed8_->data() + first * blocks(); break;
+    case InputForm::fixed16: args.x_fixed16 = fixed16_[many(args.rows)]->data() + first * blocks(); break;
+    case InputForm::fixed8: args.x_fixed8 = fixed8_[many(args.rows)]->data() + first * blocks(); break;
     case InputForm::bf16:
       args.x_bf16 = bf16_->data() + first * even_columns();
       args.x_stride = even_columns();
@@ -111,7 +121,7 @@ std::vector<Tensor> linear(const Tensor& x, std::initializer_list<const Linear*>
   for (const Linear* layer : layers) {
     Tensor& y = results.emplace_back(Shape{rows, layer->out_features()});
     const InputForm form = input_form(runtime, layer->weight->matrix(), layer->role);
-    activations.prepare(form);
+    activations.prepare(form, rows);
     products.push_back({layer->weight.get(), 0, &activations, form, 0, rows, y.data()});
   }
   multiply(runtime, products);

@@ -49,25 +49,27 @@ class Activations {
   Activations(const Runtime& runtime, const float* x, int64_t rows, int64_t columns)
       : runtime_(runtime), x_(x), rows_(rows), columns_(columns) {}
 
-  /// Makes the form unless it is there.
-  void prepare(InputForm form);
-  /// Points a product at rows [first, ...) in a form that was prepared.
+  /// Makes the form for products of `rows` rows unless it is there.
+  void prepare(InputForm form, int64_t rows);
+  /// Points a product of args.rows rows at [first, ...) in a form that was prepared for it.
   void bind(InputForm form, int64_t first, kernels::LinearArgs& args) const;
 
  private:
   template <typename Block>
   using Rows = std::optional<arena::Array<Block>>;  // [T, blocks]
 
-  template <typename Block>
-  void make(Rows<Block>& rows, int64_t width, void (*round)(const float*, int64_t, Block*)) const;
+  /// round(x, y): of one row.
+  template <typename Block, typename Round>
+  void make(Rows<Block>& rows, int64_t width, Round round) const;
+  bool many(int64_t rows) const { return rows >= runtime_.kernels->many_rows; }
   int64_t blocks() const { return (columns_ + quant::kBlock - 1) / quant::kBlock; }
   int64_t even_columns() const { return (columns_ + 1) / 2 * 2; }
 
   const Runtime& runtime_;
   const float* x_;
   int64_t rows_, columns_;
-  Rows<kernels::Fixed16> fixed16_;
-  Rows<kernels::Fixed8> fixed8_;
+  Rows<kernels::Fixed16> fixed16_[2];  // for products of few rows and of many
+  Rows<kernels::Fixed8> fixed8_[2];
   Rows<uint16_t> bf16_;  // [T, even_columns]
 };
 

@@ -175,9 +175,10 @@ void check_products(const kernels::Table& table, const Case& c, int64_t rows, in
   args.y = y.data();
   args.y_stride = rows;
   auto* product = table.linear_f32;
+  const bool many = T >= table.many_rows;
   for (int64_t t = 0; t < T; ++t) {
-    if (form == nn::InputForm::fixed16) table.to_fixed16(&x[t * K], K, &wide[t * blocks]);
-    if (form == nn::InputForm::fixed8) table.to_fixed8(&x[t * K], K, &narrow[t * blocks]);
+    if (form == nn::InputForm::fixed16) table.to_fixed16(&x[t * K], K, many, &wide[t * blocks]);
+    if (form == nn::InputForm::fixed8) table.to_fixed8(&x[t * K], K, many, &narrow[t * blocks]);
     if (form == nn::InputForm::bf16) table.to_bf16(&x[t * K], K, &pairs[t * (K + K % 2)]);
   }
   if (form != nn::InputForm::f32) args.x_stride = form == nn::InputForm::bf16 ? K + K % 2 : blocks;
@@ -259,11 +260,15 @@ TEST(Products, RowsDoNotDependOnTheirNumber) {
     std::vector<float> x(T * K), together(T * N), alone(N);
     for (float& value : x) value = normal(random);
     for (const kernels::Table* table : test::tables()) {
-      std::vector<kernels::Fixed16> wide(T * blocks);
-      std::vector<kernels::Fixed8> narrow(T * blocks);
-      for (int64_t t = 0; t < T; ++t) {
-        table->to_fixed16(&x[t * K], K, &wide[t * blocks]);
-        table->to_fixed8(&x[t * K], K, &narrow[t * blocks]);
+      std::vector<kernels::Fixed16> wide[2];  // rounded for few rows and for many
+      std::vector<kernels::Fixed8> narrow[2];
+      for (const bool many : {false, true}) {
+        wide[many].resize(T * blocks);
+        narrow[many].resize(T * blocks);
+        for (int64_t t = 0; t < T; ++t) {
+          table->to_fixed16(&x[t * K], K, many, &wide[many][t * blocks]);
+          table->to_fixed8(&x[t * K], K, many, &narrow[many][t * blocks]);
+        }
       }
       const auto check = [&](const char* form, auto product, int64_t stride) {
         const auto multiply = [&](int64_t row, int64_t rows, float* y) {
@@ -272,8 +277,9 @@ TEST(Products, RowsDoNotDependOnTheirNumber) {
           args.x_stride = stride;
           args.y_stride = N;
           args.x = &x[row * K];
-          args.x_fixed16 = &wide[row * blocks];
-          args.x_fixed8 = &narrow[row * blocks];
+          const bool many = rows >= table->many_rows;
+          args.x_fixed16 = &wide[many][row * blocks];
+          args.x_fixed8 = &narrow[many][row * blocks];
           args.y = y;
           args.rows = rows;
           product(args, 0, packed->matrix().panels);

@@ -19,6 +19,7 @@ constexpr Table make_table() {
       .linear_fixed16 = linear_fixed16,
       .linear_fixed8 = linear_fixed8,
       .narrow_bits = kNarrowBits,
+      .many_rows = kUnpackRows,
       .to_fixed16 = to_fixed16,
       .to_fixed8 = to_fixed8,
       .linear_bf16 = nullptr,

@@ -64,26 +64,41 @@ inline void quantise(const F (&values)[kCount], float most, I (&integers)[kCount
     integers[i] = round_to_int(min(set1(most), max(set1(-most), values[i] * set1(lift) * inverse)));
 }
 
+// Byte `i` of integers, 0 the lowest.
+inline void store_byte_of(int8_t* p, I integers, int i) {
+  store_bytes(p, shift_right(shift_left(integers, 24 - 8 * i), 24));
+}
+
 // The first or second 16 integers of a block, as products take them.
-template <typename Products>
-inline void store_digits(int8_t* digits, int half, I integers) {
+template <typename Products = WideProducts>
+inline void store_digits16(int8_t* digits, int half, I integers, bool many) {
   if constexpr (Products::kWidePlanes == 1) {
     Products::store_words(digits + 32 * half, integers);
+  } else if (ManyWideProducts::kUnsignedDigits && many) {
+    store_byte_of(digits + 16 * half, integers + set1_int(128 << 8), 1);
+    store_byte_of(digits + 32 + 16 * half, integers, 0);
   } else {
     const I high = shift_right(integers + set1_int(128), 8);
     store_bytes(digits + 16 * half, high);
     store_bytes(digits + 32 + 16 * half, integers - shift_left(high, 8));
   }
 }
+inline void store_digits8(int8_t* digits, int half, I integers, bool many) {
+  if (ManyByteProducts::kUnsignedDigits && many) {
+    store_byte_of(digits + 16 * half, integers + set1_int(128), 0);
+  } else {
+    store_bytes(digits + 16 * half, integers);
+  }
+}
 
-void to_fixed16(const float* x, int64_t columns, Fixed16* blocks) {
+void to_fixed16(const float* x, int64_t columns, bool many, Fixed16* blocks) {
   for (int64_t k = 0; k < columns; k += 32, x += 32, ++blocks) {
     const F parts[2] = {load_part(x, columns - k, 0),
                         columns - k > 16 ? load_part(x + 16, columns - k - 16, 0) : zero()};
     I integers[2];
     quantise(parts, 32639.0F, integers, &blocks->scale);
     for (int half = 0; half < 2; ++half) {
-      store_digits<WideProducts>(blocks->digits, half, integers[half]);
+      store_digits16(blocks->digits, half, integers[half], many);
       blocks->minus_sum[half] = minus_sum_int(integers[half]);
     }
     blocks->minus_sum[2] = static_cast<int32_t>(static_cast<uint32_t>(blocks->minus_sum[0]) +
@@ -92,14 +107,14 @@ void to_fixed16(const float* x, int64_t columns, Fixed16* blocks) {
   }
 }
 
-void to_fixed8(const float* x, int64_t columns, Fixed8* blocks) {
+void to_fixed8(const float* x, int64_t columns, bool many, Fixed8* blocks) {
   for (int64_t k = 0; k < columns; k += 32, x += 32, ++blocks) {
     for (int half = 0; half < 2; ++half) {
       const int64_t count = columns - k - 16 * half;
       const F part[1] = {count > 0 ? load_part(x + 16 * half, count, 0) : zero()};
       I integers[1];
       quantise(part, 127.0F, integers, &blocks->scale[half]);
-      store_bytes(blocks->digits + 16 * half, integers[0]);
+      store_digits8(blocks->digits, half, integers[0], many);
       blocks->minus_sum[half] = minus_sum_int(integers[0]);
     }
     blocks->minus_total = std::fma(static_cast<float>(blocks->minus_sum[1]), blocks->scale[1],

@@ -1,12 +1,15 @@
 // Products of rows of fixed-point activations with panels of stored codes. Integers are summed within a
 // block, which is exact in any order, so that each ISA may multiply them as suits it (`ByteProducts`,
-// `WideProducts`); what is f32 has one order everywhere.
+// `WideProducts`, and those of many rows); what is f32 has one order everywhere.
 
 // Activations of 16 bits: as planes of bytes, or as words where the ISA multiplies those.
 struct Wide {
   using Block = Fixed16;
   using Products = WideProducts;
+  using ManyProducts = ManyWideProducts;
   static constexpr int kPlanes = Products::kWidePlanes;
+  static constexpr int kManyTile = kManyTileWide;
+  static constexpr bool kManyInMemory = kManyWideInMemory;
   static constexpr int kScales = 1;  // a block
   static const int8_t* digits(const Fixed16& x) { return x.digits; }
   static float scale(const Fixed16& x, int) { return x.scale; }
@@ -18,27 +21,36 @@ struct Wide {
 struct Narrow {
   using Block = Fixed8;
   using Products = ByteProducts;
+  using ManyProducts = ManyByteProducts;
   static constexpr int kPlanes = 1;
+  static constexpr int kManyTile = kManyTileNarrow;
+  static constexpr bool kManyInMemory = false;
   static constexpr int kScales = 2;
   static const int8_t* digits(const Fixed8& x) { return x.digits; }
   static float scale(const Fixed8& x, int part) { return x.scale[part]; }
   static int32_t minus_sum(const Fixed8& x, int part, int) { return x.minus_sum[part]; }
 };
 
+// Parts of a block that have a scale of their own, on either side.
+template <typename Format, typename Form>
+constexpr int kPartsOf = std::max(32 / Format::kScaleColumns, Form::kScales);
+
 // Codes as they lie in a panel.
-template <typename Format, typename Products>
+template <typename Format, typename Multiplied>
 struct Stored : Format {
+  using Products = Multiplied;
   using Format::kBits;
   static constexpr int kVectors = Products::kVectors;
   static void quad(const std::byte* codes, int j, B (&vectors)[kVectors]) {
     Products::template split<kBits>(quad_codes<kBits>(codes, j), vectors);
   }
+  static I start(const std::byte*, int) { return int_zero(); }
 };
 
 // Blocks made ready to be multiplied with many rows: what unpacking takes is done once for all of them. A
-// block of 32 columns has its scales, its bias and then the vectors of its quads, quad after quad. Formats
-// that differ only in how they are stored are the same here.
-template <typename Multiplied, int kCodeBits, int kCodeOffset, bool kBias, int kColumns>
+// block of 32 columns has its scales, its bias, where integer sums start, and then the vectors of its quads,
+// quad after quad. Formats that differ only in how they are stored are the same here.
+template <typename Multiplied, int kCodeBits, int kCodeOffset, bool kBias, int kColumns, int kParts>
 struct Unpacked {
   using Products = Multiplied;
   static constexpr int kBits = kCodeBits;
@@ -47,11 +59,16 @@ struct Unpacked {
   static constexpr int kScaleColumns = kColumns;
   static constexpr int kVectors = Products::kVectors;
   static constexpr int kScales = 32 / kScaleColumns;
-  static constexpr int64_t kCodes = 64 * (kScales + (kHasBias ? 1 : 0));  // byte
+  static constexpr int64_t kStarts = 64 * (kScales + (kHasBias ? 1 : 0));  // byte
+  static constexpr int64_t kCodes = kStarts + (Products::kUnsignedDigits ? 64 * kParts : 0);
   static constexpr int64_t kBytes = kCodes + 64 * 8 * kVectors;
 
   static F scale(const std::byte* block, int64_t i) { return load(floats(block + 64 * i)); }
   static F minus_bias(const std::byte* block, int64_t) { return load(floats(block + 64 * kScales)); }
+  static I start(const std::byte* block, int part) {
+    if constexpr (Products::kUnsignedDigits) return Products::start(block + kStarts + 64 * part);
+    return int_zero();
+  }
   static const std::byte* codes(const std::byte* block, const quant::PanelMatrix&, int64_t) {
     return block + kCodes;
   }
@@ -64,13 +81,19 @@ struct Unpacked {
   static void make(const std::byte* unit, const quant::PanelMatrix& w, int64_t s, std::byte* block) {
     for (int i = 0; i < kScales; ++i) store(floats(block + 64 * i), Format::scale(unit, s * kScales + i));
     if constexpr (kHasBias) store(floats(block + 64 * kScales), Format::minus_bias(unit, s));
-    for (int j = 0; j < 8; ++j) {
-      B vectors[kVectors];
-      Stored<Format, Products>::quad(Format::codes(unit, w, s), j, vectors);
-      for (int i = 0; i < kVectors; ++i) {
-        if constexpr (kOffset != Format::kOffset) vectors[i] = Products::minus(vectors[i], Format::kOffset);
-        store_bytes(block + kCodes + 64 * (kVectors * j + i), vectors[i]);
+    for (int part = 0; part < kParts; ++part) {
+      [[maybe_unused]] I start = int_zero();
+      for (int j = part * 8 / kParts; j < (part + 1) * 8 / kParts; ++j) {
+        B vectors[kVectors];
+        Stored<Format, Products>::quad(Format::codes(unit, w, s), j, vectors);
+        for (int i = 0; i < kVectors; ++i) {
+          if constexpr (kOffset != Format::kOffset)
+            vectors[i] = Products::minus(vectors[i], Format::kOffset - kOffset);
+          if constexpr (Products::kUnsignedDigits) start = Products::add_raised(start, vectors[i]);
+          store_bytes(block + kCodes + 64 * (kVectors * j + i), vectors[i]);
+        }
       }
+      if constexpr (Products::kUnsignedDigits) Products::store_start(block + kStarts + 64 * part, start);
     }
   }
 
@@ -78,19 +101,43 @@ struct Unpacked {
   static const float* floats(const std::byte* p) { return reinterpret_cast<const float*>(p); }
   static float* floats(std::byte* p) { return reinterpret_cast<float*>(p); }
 };
-template <typename Format, typename Products>
-using UnpackedOf = Unpacked<Products, Products::alike(Format::kBits), Products::kSigned ? 0 : Format::kOffset,
-                            Format::kHasBias, Format::kScaleColumns>;
+template <typename Format, typename Form>
+using UnpackedOf = Unpacked<typename Form::ManyProducts, Form::ManyProducts::alike(Format::kBits),
+                            Format::kOffset - Form::ManyProducts::taken_off(Format::kBits, Format::kOffset),
+                            Format::kHasBias, Format::kScaleColumns, kPartsOf<Format, Form>>;
 
 // sums += integer sums of codes times activations over `kQuads` quads from quad `first`, for P panels and R
 // rows.
 template <typename Codes, typename Form, int kQuads, int R, int P>
 inline void code_sums(I (&sums)[P][R], const std::byte* const (&codes)[P], int first,
                       const typename Form::Block* const (&x)[R]) {
-  using Products = typename Form::Products;
+  using Products = typename Codes::Products;
   constexpr int kPlanes = Form::kPlanes;
   constexpr int kVectors = Codes::kVectors;
   constexpr int kRun = std::min(Products::run(Codes::kBits), kQuads);
+  const auto add = [&]<typename Dots>(int j, int from, int to, const Dots& dot) {
+    B vectors[P][kVectors];
+    for (int p = 0; p < P; ++p) Codes::quad(codes[p], j, vectors[p]);
+    for (int r = 0; r < R; ++r) {
+      for (int plane = from; plane < to; ++plane) {
+        for (int i = 0; i < kVectors; ++i) {
+          const B value = broadcast(Form::digits(*x[r]) + Products::digits_at(j, plane, i));
+          for (int p = 0; p < P; ++p)
+            dot(p, r, plane) = Products::add(dot(p, r, plane), vectors[p][i], value);
+        }
+      }
+    }
+  };
+  if constexpr (Products::kChained) {
+    for (int plane = 0; plane < kPlanes; ++plane) {
+      for (int p = 0; p < P && plane > 0; ++p) {
+        for (int r = 0; r < R; ++r) sums[p][r] = shift_left(sums[p][r], 8);
+      }
+      for (int j = first; j < first + kQuads; ++j)
+        add(j, plane, plane + 1, [&](int p, int r, int) -> I& { return sums[p][r]; });
+    }
+    return;
+  }
   for (int run = first; run < first + kQuads; run += kRun) {
     I dots[P][R][kPlanes];
     for (int p = 0; p < P; ++p) {
@@ -102,21 +149,8 @@ inline void code_sums(I (&sums)[P][R], const std::byte* const (&codes)[P], int f
         }
       }
     }
-    for (int j = run; j < run + kRun; ++j) {
-      B vectors[P][kVectors];
-      for (int p = 0; p < P; ++p) Codes::quad(codes[p], j, vectors[p]);
-      for (int r = 0; r < R; ++r) {
-        for (int plane = 0; plane < kPlanes; ++plane) {
-          for (int i = 0; i < kVectors; ++i) {
-            const B value = broadcast(Form::digits(*x[r]) + Products::digits_at(j, plane, i));
-            for (int p = 0; p < P; ++p) {
-              I& dot = dots[p][r][plane];
-              dot = Products::add(dot, vectors[p][i], value);
-            }
-          }
-        }
-      }
-    }
+    for (int j = run; j < run + kRun; ++j)
+      add(j, 0, kPlanes, [&](int p, int r, int plane) -> I& { return dots[p][r][plane]; });
     for (int p = 0; p < P; ++p) {
       for (int r = 0; r < R; ++r) {
         const I sum = Products::total(dots[p][r][kPlanes - 1]);
@@ -127,46 +161,83 @@ inline void code_sums(I (&sums)[P][R], const std::byte* const (&codes)[P], int f
   }
 }
 
-// acc += one block of weights times activations.
-template <typename Codes, typename Form, int R, int P>
-inline void multiply_block(F (&acc)[P][R], const quant::PanelMatrix& w, const std::byte* const (&units)[P],
-                           int64_t s, const typename Form::Block* const (&x)[R]) {
+// f32 sums of a tile in registers, and left in memory.
+template <int P, int R>
+struct InRegisters {
+  F values[P][R];
+
+  InRegisters() {
+    for (auto& rows : values) std::fill_n(rows, R, zero());
+  }
+  explicit InRegisters(const Sums& sums) {
+    for (int p = 0; p < P; ++p) {
+      for (int r = 0; r < R; ++r) values[p][r] = load(sums.at(p, r));
+    }
+  }
+  void save(const Sums& sums) const {
+    for (int p = 0; p < P; ++p) {
+      for (int r = 0; r < R; ++r) store(sums.at(p, r), values[p][r]);
+    }
+  }
+  F get(int p, int r) const { return values[p][r]; }
+  void set(int p, int r, F sum) { values[p][r] = sum; }
+};
+struct InMemory {
+  Sums sums;
+
+  explicit InMemory(const Sums& all) : sums(all) {}
+  void save(const Sums&) const {}
+  F get(int p, int r) const { return load(sums.at(p, r)); }
+  void set(int p, int r, F sum) const { store(sums.at(p, r), sum); }
+};
+
+// acc += one block of weights times activations. acc: InRegisters or InMemory.
+template <typename Codes, typename Form, int R, int P, typename Acc>
+[[gnu::always_inline]] inline void multiply_block(Acc& acc, const quant::PanelMatrix& w,
+                                                  const std::byte* const (&units)[P], int64_t s,
+                                                  const typename Form::Block* const (&x)[R]) {
   constexpr int kWeightScales = 32 / Codes::kScaleColumns;
-  constexpr int kParts = std::max(kWeightScales, Form::kScales);
+  constexpr int kParts = kPartsOf<Codes, Form>;
   const std::byte* codes[P];
   for (int p = 0; p < P; ++p) codes[p] = Codes::codes(units[p], w, s);
   F together[P][R];  // of the halves of a block, where the weights have one scale
   for (int part = 0; part < kParts; ++part) {
     I sums[P][R];
     for (int r = 0; r < R; ++r) {
-      const I start = Codes::kOffset == 0 ? int_zero()
-                                          : shift_left(set1_int(Form::minus_sum(*x[r], part, kParts)),
-                                                       log2_of(Codes::kOffset));
-      for (int p = 0; p < P; ++p) sums[p][r] = start;
+      I start = int_zero();
+      if constexpr (Codes::kOffset > 0)
+        start = shift_left(set1_int(Form::minus_sum(*x[r], part, kParts)), log2_of(Codes::kOffset));
+      for (int p = 0; p < P; ++p) sums[p][r] = start + Codes::start(units[p], part);
     }
     code_sums<Codes, Form, 8 / kParts>(sums, codes, part * 8 / kParts, x);
-    F scales[P];
-    for (int p = 0; p < P; ++p)
-      scales[p] = Codes::scale(units[p], s * kWeightScales + (kWeightScales == 2 ? part : 0));
-    for (int r = 0; r < R; ++r) {
-      const F x_scale = set1(Form::scale(*x[r], part));
-      for (int p = 0; p < P; ++p) {
-        const F sum = to_float(sums[p][r]);
-        if constexpr (kParts == kWeightScales) {
-          acc[p][r] = fma(sum, scales[p] * x_scale, acc[p][r]);
-        } else {
-          together[p][r] = part == 0 ? sum * x_scale : fma(sum, x_scale, together[p][r]);
-          if (part == kParts - 1) acc[p][r] = fma(together[p][r], scales[p], acc[p][r]);
-        }
+    if constexpr (Codes::kOffset < 0) {
+      for (int r = 0; r < R; ++r) {
+        const I total = shift_left(set1_int(Form::minus_sum(*x[r], part, kParts)), log2_of(-Codes::kOffset));
+        for (int p = 0; p < P; ++p) sums[p][r] = sums[p][r] - total;
       }
     }
-  }
-  if constexpr (Codes::kHasBias) {
-    F biases[P];
-    for (int p = 0; p < P; ++p) biases[p] = Codes::minus_bias(units[p], s);
+    const bool last = part == kParts - 1;
+    F scales[P];
+    [[maybe_unused]] F biases[P];
+    for (int p = 0; p < P; ++p) {
+      scales[p] = Codes::scale(units[p], s * kWeightScales + (kWeightScales == 2 ? part : 0));
+      if constexpr (Codes::kHasBias) biases[p] = Codes::minus_bias(units[p], s);
+    }
     for (int r = 0; r < R; ++r) {
-      const F total = set1(x[r]->minus_total);  // negative as the bias is
-      for (int p = 0; p < P; ++p) acc[p][r] = fma(biases[p], total, acc[p][r]);
+      const F x_scale = set1(Form::scale(*x[r], part));
+      [[maybe_unused]] const F x_total = set1(x[r]->minus_total);  // negative as the bias is
+      for (int p = 0; p < P; ++p) {
+        const F sum = to_float(sums[p][r]);
+        const bool apart = kParts != kWeightScales;  // the scales of either side
+        if (apart) together[p][r] = part == 0 ? sum * x_scale : fma(sum, x_scale, together[p][r]);
+        if (apart && !last) continue;
+        F value = apart ? fma(together[p][r], scales[p], acc.get(p, r))
+                        : fma(sum, scales[p] * x_scale, acc.get(p, r));
+        if constexpr (Codes::kHasBias) {
+          if (last) value = fma(biases[p], x_total, value);
+        }
+        acc.set(p, r, value);
+      }
     }
   }
 }
@@ -184,10 +255,7 @@ void fixed_rows(const LinearArgs& args, const typename Form::Block* first, int64
   const typename Form::Block* x[R];
   for (int r = 0; r < R; ++r) x[r] = first + (row + r) * args.x_stride;
   const auto* end = x[0] + args.x_stride;
-  F acc[P][R];
-  for (auto& rows : acc) {
-    for (auto& a : rows) a = zero();
-  }
+  InRegisters<P, R> acc;
   int64_t at = 0;  // byte of the panels
   while (x[0] != end) {
     // As short a loop as possible: unrolled, its instructions would no longer come from the cache of decoded
@@ -205,7 +273,7 @@ void fixed_rows(const LinearArgs& args, const typename Form::Block* first, int64
     for (int p = 0; p < P; ++p) units[p] += unit_bytes;
   }
   for (int p = 0; p < P; ++p) {
-    for (int r = 0; r < R; ++r) store_outputs(args, panel + p, row + r, acc[p][r]);
+    for (int r = 0; r < R; ++r) store_outputs(args, panel + p, row + r, acc.get(p, r));
   }
 }
 
@@ -218,25 +286,20 @@ template <typename Codes, typename Form, int R, int P>
   for (int p = 0; p < P; ++p) units[p] = panels[p];
   const typename Form::Block* x[R];
   for (int r = 0; r < R; ++r) x[r] = first + r * args.x_stride;
-  F acc[P][R];
-  for (int p = 0; p < P; ++p) {
-    for (int r = 0; r < R; ++r) acc[p][r] = load(sums.at(p, r));
-  }
+  std::conditional_t<Form::kManyInMemory, InMemory, InRegisters<P, R>> acc(sums);
 #pragma GCC unroll 1
   for (int64_t b = 0; b < blocks; ++b) {
     multiply_block<Codes, Form>(acc, *args.weight, units, 0, x);
     for (int p = 0; p < P; ++p) units[p] += Codes::kBytes;
     for (int r = 0; r < R; ++r) ++x[r];
   }
-  for (int p = 0; p < P; ++p) {
-    for (int r = 0; r < R; ++r) store(sums.at(p, r), acc[p][r]);
-  }
+  acc.save(sums);
 }
 
 // Many rows: blocks are unpacked (`multiply_unpacked`).
 template <typename Format, typename Form>
 struct FixedSource {
-  using Codes = UnpackedOf<Format, typename Form::Products>;
+  using Codes = UnpackedOf<Format, Form>;
   static constexpr int64_t kBytes = Codes::kBytes;
   static constexpr int64_t kTogether = 16;
 
@@ -266,7 +329,7 @@ void fixed_panels(const LinearArgs& args, const typename Form::Block* x, int64_t
       fixed_rows<Format, Form, R, P>(args, x, panel, row);
     });
   } else {
-    multiply_unpacked<kRowTileFixed>(args, FixedSource<Format, Form>{x}, begin, end);
+    multiply_unpacked<Form::kManyTile>(args, FixedSource<Format, Form>{x}, begin, end);
   }
 }
 

@@ -40,7 +40,7 @@ void unpacked_tile(const LinearArgs& args, Source& source, int64_t begin, int64_
       for (int p = 0; p < P; ++p) {
         panels[p] = unpacked[p];
         for (int64_t i = 0; i < blocks; ++i) {
-          fetch(w.panel(next_panel + p) + (next_block + i) * block_bytes, block_bytes);
+          fetch<2>(w.panel(next_panel + p) + (next_block + i) * block_bytes, block_bytes);
           source.make(args, panel + p, b + i, unpacked[p] + i * Source::kBytes);
         }
       }
@@ -53,8 +53,10 @@ void unpacked_tile(const LinearArgs& args, Source& source, int64_t begin, int64_
       multiply.template operator()<kPanelTile, kTile>(panel);
     for (; panel < end; ++panel) multiply.template operator()<1, 1>(panel);
   }
-  for (int64_t panel = begin; panel < end; ++panel) {
-    for (int64_t r = 0; r < rows; ++r) store_outputs(args, panel, row + r, load(sums.at(panel - begin, r)));
+  // Row after row, for their outputs lie pages apart.
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t panel = begin; panel < end; ++panel)
+      store_outputs(args, panel, row + r, load(sums.at(panel - begin, r)));
   }
 }
 
