@@ -63,11 +63,7 @@ inline F abs(F x) {
   return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
 }
 inline I round_to_int(F x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
-inline void store_int(int32_t* p, I x) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.a);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), x.b);
-}
-// Of values that fit a byte.
+// The lowest byte of each.
 inline void store_bytes(int8_t* p, I x) {
   const __m256i low = _mm256_set1_epi32(0xFF);
   // Packing works within halves of 128 bits: the order is put right afterwards.
@@ -107,6 +103,29 @@ inline float largest(F x) {
   __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   four = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+}
+// Magnitudes are compared as integers: infinity is above all numbers, and NaN above infinity.
+inline __m256i larger(__m256 x, __m256 y) {
+  return _mm256_max_epi32(_mm256_castps_si256(x), _mm256_castps_si256(y));
+}
+inline F larger_magnitude(F x, F y) {
+  x = abs(x), y = abs(y);
+  return {_mm256_castsi256_ps(larger(x.a, y.a)), _mm256_castsi256_ps(larger(x.b, y.b))};
+}
+inline float largest_magnitude(F x) {
+  x = abs(x);
+  const __m256i eight = larger(x.a, x.b);
+  __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  four = _mm_max_epi32(four, _mm_unpackhi_epi64(four, four));
+  four = _mm_max_epi32(four, _mm_srli_epi64(four, 32));
+  return _mm_cvtss_f32(_mm_castsi128_ps(four));
+}
+// Minus the sums of x and of y.
+inline void minus_sums(I x, I y, int32_t* sums) {
+  const __m256i pairs = _mm256_hadd_epi32(_mm256_add_epi32(x.a, x.b), _mm256_add_epi32(y.a, y.b));
+  __m128i four = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+  four = _mm_sub_epi32(_mm_setzero_si128(), _mm_hadd_epi32(four, four));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(sums), four);
 }
 
 inline F load_f16(const void* p) {
@@ -245,8 +264,6 @@ inline I set1_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x
 inline I operator+(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 inline I operator-(I x, I y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
 inline I shift_left(I x, int n) { return {_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)}; }
-// Of signed numbers.
-inline I shift_right(I x, int n) { return {_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)}; }
 
 #include "kernels/generic/all.h"
 

@@ -57,10 +57,9 @@ inline F max(F x, F y) { return {_mm512_max_ps(x.v, y.v)}; }
 inline F min(F x, F y) { return {_mm512_min_ps(x.v, y.v)}; }
 inline F abs(F x) { return {_mm512_abs_ps(x.v)}; }
 inline I round_to_int(F x) { return {_mm512_cvtps_epi32(x.v)}; }
-inline void store_int(int32_t* p, I x) { _mm512_storeu_si512(p, x.v); }
-// Of values that fit a byte.
+// The lowest byte of each.
 inline void store_bytes(int8_t* p, I x) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(x.v));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x.v));
 }
 inline F to_float(I x) { return {_mm512_cvtepi32_ps(x.v)}; }
 // x * 2^n for n in [-126, 127].
@@ -89,6 +88,28 @@ inline float largest(F x) {
   __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   four = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+}
+// Magnitudes are compared as integers: infinity is above all numbers, and NaN above infinity.
+inline F larger_magnitude(F x, F y) {
+  return {_mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(abs(x).v), _mm512_castps_si512(abs(y).v)))};
+}
+inline float largest_magnitude(F x) {
+  const __m512i bits = _mm512_castps_si512(abs(x).v);
+  const __m256i eight = _mm256_max_epi32(_mm512_castsi512_si256(bits), _mm512_extracti64x4_epi64(bits, 1));
+  __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  four = _mm_max_epi32(four, _mm_unpackhi_epi64(four, four));
+  four = _mm_max_epi32(four, _mm_srli_epi64(four, 32));
+  return _mm_cvtss_f32(_mm_castsi128_ps(four));
+}
+inline __m256i sum_halves(I x) {
+  return _mm256_add_epi32(_mm512_castsi512_si256(x.v), _mm512_extracti64x4_epi64(x.v, 1));
+}
+// Minus the sums of x and of y.
+inline void minus_sums(I x, I y, int32_t* sums) {
+  const __m256i pairs = _mm256_hadd_epi32(sum_halves(x), sum_halves(y));
+  __m128i four = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+  four = _mm_sub_epi32(_mm_setzero_si128(), _mm_hadd_epi32(four, four));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(sums), four);
 }
 
 inline __m256i load_256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
@@ -148,6 +169,10 @@ struct ByteProducts {
   }
   static I add(I sum, B codes, B x) { return {_mm512_dpbusd_epi32(sum.v, codes.v, x.v)}; }
   static I total(I sum) { return sum; }
+  static void store_planes(int8_t* high, int8_t* low, I x) {
+    store_bytes(high, {_mm512_srai_epi32(_mm512_add_epi32(x.v, _mm512_set1_epi32(128)), 8)});
+    store_bytes(low, x);
+  }
 };
 using WideProducts = ByteProducts;
 
@@ -171,6 +196,10 @@ struct ManyByteProducts : ByteProducts {
     _mm512_storeu_si512(p, _mm512_sub_epi32(_mm512_setzero_si512(), raised.v));
   }
   static I start(const std::byte* p) { return {_mm512_loadu_si512(p)}; }
+  static void store_planes(int8_t* high, int8_t* low, I x) {
+    store_bytes(high, {_mm512_srai_epi32(_mm512_add_epi32(x.v, _mm512_set1_epi32(128 << 8)), 8)});
+    store_bytes(low, x);
+  }
 };
 using ManyWideProducts = ManyByteProducts;
 
@@ -178,8 +207,6 @@ inline I set1_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
 inline I operator+(I x, I y) { return {_mm512_add_epi32(x.v, y.v)}; }
 inline I operator-(I x, I y) { return {_mm512_sub_epi32(x.v, y.v)}; }
 inline I shift_left(I x, int n) { return {_mm512_slli_epi32(x.v, static_cast<unsigned>(n))}; }
-// Of signed numbers.
-inline I shift_right(I x, int n) { return {_mm512_srai_epi32(x.v, static_cast<unsigned>(n))}; }
 
 #include "kernels/generic/all.h"
 

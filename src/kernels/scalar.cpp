@@ -1,5 +1,6 @@
 // The base: plain C++ for any processor. 16 lanes are arrays, which compilers vectorise as they can.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -88,8 +89,7 @@ inline I round_to_int(F x) {
     return fits ? static_cast<int32_t>(rounded) : std::numeric_limits<int32_t>::min();
   });
 }
-inline void store_int(int32_t* p, I x) { std::copy_n(x.v, 16, p); }
-// Of values that fit a byte.
+// The lowest byte of each.
 inline void store_bytes(int8_t* p, I x) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(static_cast<uint8_t>(x.v[i]));
 }
@@ -120,6 +120,26 @@ inline float largest(F x) {
   float result = x.v[0];
   for (float value : x.v) result = result > value ? result : value;
   return result;
+}
+// Magnitudes are compared as integers: infinity is above all numbers, and NaN above infinity.
+inline float larger_magnitude(float x, float y) {
+  return std::bit_cast<float>(std::max(std::bit_cast<int32_t>(std::fabs(x)), std::bit_cast<int32_t>(std::fabs(y))));
+}
+inline F larger_magnitude(F x, F y) {
+  return lanes([&](int i) { return larger_magnitude(x.v[i], y.v[i]); });
+}
+inline float largest_magnitude(F x) {
+  float result = 0;
+  for (float value : x.v) result = larger_magnitude(result, value);
+  return result;
+}
+// Minus the sums of x and of y, which wrap.
+inline void minus_sums(I x, I y, int32_t* sums) {
+  for (const I& integers : {x, y}) {
+    uint32_t total = 0;
+    for (const int32_t value : integers.v) total -= static_cast<uint32_t>(value);
+    *sums++ = static_cast<int32_t>(total);
+  }
 }
 
 inline F load_f16(const void* p) {
@@ -208,6 +228,10 @@ struct ByteProducts {
     return sum;
   }
   static I total(I sum) { return sum; }
+  static void store_planes(int8_t* high, int8_t* low, I x) {
+    store_bytes(high, lanes<I>([&](int i) { return (x.v[i] + 128) >> 8; }));
+    store_bytes(low, x);
+  }
 };
 using WideProducts = ByteProducts;
 using ManyByteProducts = ByteProducts;
@@ -226,10 +250,6 @@ inline I operator-(I x, I y) {
 }
 inline I shift_left(I x, int n) {
   return lanes<I>([&](int i) { return static_cast<int32_t>(bits(x.v[i]) << n); });
-}
-// Of signed numbers.
-inline I shift_right(I x, int n) {
-  return lanes<I>([&](int i) { return x.v[i] >> n; });
 }
 
 #include "kernels/generic/all.h"

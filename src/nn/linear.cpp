@@ -93,13 +93,13 @@ void multiply(const Runtime& runtime, std::span<const Product> products) {
     left += product.rows > 0 ? product.weight->matrix(product.expert).panels : 0;
   // Long chunks first, for memory is read fastest in long runs, and ever shorter ones, so that threads end
   // together. Even, since kernels take panels in pairs.
-  constexpr int64_t kShortest = 32768;  // bytes
+  constexpr int64_t kShortest = 32768;  // bytes, of one row; with many the arithmetic takes longer
   std::vector<Chunk> chunks;
   for (const Product& product : products) {
     if (product.rows == 0) continue;
     const quant::PanelMatrix& weight = product.weight->matrix(product.expert);
     for (int64_t p = 0; p < weight.panels; p = chunks.back().end) {
-      const int64_t shortest = 2 + kShortest / (weight.panel_bytes + 1) / 2 * 2;
+      const int64_t shortest = 2 + kShortest / product.rows / (weight.panel_bytes + 1) / 2 * 2;
       const int64_t size = std::max(shortest, left / (runtime.pool->threads() * 3 / 2 + 1) / 2 * 2);
       chunks.push_back({&product, p, std::min(weight.panels, p + size)});
       left -= chunks.back().end - p;

@@ -37,58 +37,35 @@ inline void store_part(float* p, int64_t count, F x) {
   std::memcpy(p, lanes, static_cast<size_t>(count) * sizeof(float));
 }
 
-// Minus the sum of 16 integers: exact in any order, and wrapping where values are not finite.
-inline int32_t minus_sum_int(I x) {
-  int32_t lanes[kLanes];
-  store_int(lanes, x);
-  uint32_t total = 0;
-  for (int i = 0; i < kLanes; ++i) total -= static_cast<uint32_t>(lanes[i]);
-  return static_cast<int32_t>(total);
-}
-
 // Values over their scale as integers, |n| <= most; the scale in `scale`.
 template <int kCount>
 inline void quantise(const F (&values)[kCount], float most, I (&integers)[kCount], float* scale) {
-  F peaks = zero(), finite = zero();
-  for (const F& part : values) {
-    peaks = max(peaks, abs(part));
-    // x * 0 is NaN for what is not finite: it reaches the scale, so that it reaches the result.
-    finite = finite + part * zero();
-  }
-  const float peak = largest(peaks);
-  *scale = peak / most + sum(finite);
+  F peaks = values[0];
+  for (int i = 1; i < kCount; ++i) peaks = larger_magnitude(peaks, values[i]);
+  const float peak = largest_magnitude(peaks);
+  // Infinity times 0 is NaN: what is not finite reaches the scale, so that it reaches the result.
+  *scale = peak / most + peak * 0.0F;
   // The quotient of the tiniest peaks would be infinite.
   const float lift = peak < 0x1p-64F ? 0x1p64F : 1.0F;
   const F inverse = set1(peak > 0 ? most / (peak * lift) : 0.0F);
-  for (int i = 0; i < kCount; ++i)
-    integers[i] = round_to_int(min(set1(most), max(set1(-most), values[i] * set1(lift) * inverse)));
-}
-
-// Byte `i` of integers, 0 the lowest.
-inline void store_byte_of(int8_t* p, I integers, int i) {
-  store_bytes(p, shift_right(shift_left(integers, 24 - 8 * i), 24));
+  for (int i = 0; i < kCount; ++i) {
+    const F value = lift == 1.0F ? values[i] : values[i] * set1(lift);
+    integers[i] = round_to_int(value * inverse);
+  }
 }
 
 // The first or second 16 integers of a block, as products take them.
-template <typename Products = WideProducts>
-inline void store_digits16(int8_t* digits, int half, I integers, bool many) {
+template <typename Products>
+inline void store_wide(int8_t* digits, int half, I integers) {
   if constexpr (Products::kWidePlanes == 1) {
     Products::store_words(digits + 32 * half, integers);
-  } else if (ManyWideProducts::kUnsignedDigits && many) {
-    store_byte_of(digits + 16 * half, integers + set1_int(128 << 8), 1);
-    store_byte_of(digits + 32 + 16 * half, integers, 0);
   } else {
-    const I high = shift_right(integers + set1_int(128), 8);
-    store_bytes(digits + 16 * half, high);
-    store_bytes(digits + 32 + 16 * half, integers - shift_left(high, 8));
+    Products::store_planes(digits + 16 * half, digits + 32 + 16 * half, integers);
   }
 }
-inline void store_digits8(int8_t* digits, int half, I integers, bool many) {
-  if (ManyByteProducts::kUnsignedDigits && many) {
-    store_byte_of(digits + 16 * half, integers + set1_int(128), 0);
-  } else {
-    store_bytes(digits + 16 * half, integers);
-  }
+template <typename Products>
+inline void store_narrow(int8_t* digits, I integers) {
+  store_bytes(digits, Products::kUnsignedDigits ? integers + set1_int(128) : integers);
 }
 
 void to_fixed16(const float* x, int64_t columns, bool many, Fixed16* blocks) {
@@ -98,9 +75,11 @@ void to_fixed16(const float* x, int64_t columns, bool many, Fixed16* blocks) {
     I integers[2];
     quantise(parts, 32639.0F, integers, &blocks->scale);
     for (int half = 0; half < 2; ++half) {
-      store_digits16(blocks->digits, half, integers[half], many);
-      blocks->minus_sum[half] = minus_sum_int(integers[half]);
+      if (many) store_wide<ManyWideProducts>(blocks->digits, half, integers[half]);
+      else store_wide<WideProducts>(blocks->digits, half, integers[half]);
     }
+    // Sums of integers are exact in any order, and wrap where values are not finite.
+    minus_sums(integers[0], integers[1], blocks->minus_sum);
     blocks->minus_sum[2] = static_cast<int32_t>(static_cast<uint32_t>(blocks->minus_sum[0]) +
                                                 static_cast<uint32_t>(blocks->minus_sum[1]));
     blocks->minus_total = static_cast<float>(blocks->minus_sum[2]) * blocks->scale;
@@ -109,14 +88,18 @@ void to_fixed16(const float* x, int64_t columns, bool many, Fixed16* blocks) {
 
 void to_fixed8(const float* x, int64_t columns, bool many, Fixed8* blocks) {
   for (int64_t k = 0; k < columns; k += 32, x += 32, ++blocks) {
+    I integers[2];
     for (int half = 0; half < 2; ++half) {
       const int64_t count = columns - k - 16 * half;
       const F part[1] = {count > 0 ? load_part(x + 16 * half, count, 0) : zero()};
-      I integers[1];
-      quantise(part, 127.0F, integers, &blocks->scale[half]);
-      store_digits8(blocks->digits, half, integers[0], many);
-      blocks->minus_sum[half] = minus_sum_int(integers[0]);
+      I rounded[1];
+      quantise(part, 127.0F, rounded, &blocks->scale[half]);
+      integers[half] = rounded[0];
+      int8_t* digits = blocks->digits + 16 * half;
+      if (many) store_narrow<ManyByteProducts>(digits, integers[half]);
+      else store_narrow<ByteProducts>(digits, integers[half]);
     }
+    minus_sums(integers[0], integers[1], blocks->minus_sum);
     blocks->minus_total = std::fma(static_cast<float>(blocks->minus_sum[1]), blocks->scale[1],
                                    static_cast<float>(blocks->minus_sum[0]) * blocks->scale[0]);
   }

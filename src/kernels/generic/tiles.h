@@ -14,6 +14,12 @@ inline void store_outputs(const LinearArgs& args, int64_t panel, int64_t row, F 
   }
 }
 
+// Asks for where outputs will be stored.
+inline void fetch_outputs(const LinearArgs& args, int64_t panel, int panels, int64_t row) {
+  const float* y = args.y + row * args.y_stride + panel * kLanes;
+  for (int p = 0; p < panels; ++p) __builtin_prefetch(y + p * kLanes, 1, 2);
+}
+
 // Calls rows<R>(row) over all rows, in tiles of R = kTile and smaller last ones.
 template <int kTile, typename Rows>
 inline void tile_rows(int64_t count, const Rows& rows) {

@@ -25,17 +25,18 @@ void unpacked_tile(const LinearArgs& args, Source& source, int64_t begin, int64_
   const quant::PanelMatrix& w = *args.weight;
   alignas(64) std::byte unpacked[kPanelTile][Source::kTogether * Source::kBytes];
   alignas(64) float buffer[kPanelsTogether * kRowsTogether * kLanes];  // [panels, rows, 16]
-  std::fill_n(buffer, (end - begin) * rows * kLanes, 0.0F);
   const Sums sums{buffer, rows * kLanes};
   const int64_t count = (w.columns + 31) / 32;
   const int64_t block_bytes = w.panel_bytes / count;  // about
-  for (int64_t b = 0; b < count; b += Source::kTogether) {
-    const int64_t blocks = std::min(Source::kTogether, count - b);
+  const int64_t passes = (count + Source::kTogether - 1) / Source::kTogether;
+  const int64_t together = (count + passes - 1) / passes;
+  for (int64_t b = 0; b < count; b += together) {
+    const int64_t blocks = std::min(together, count - b);
     source.take(args, b, blocks, row);
     const auto multiply = [&]<int P, int kRows>(int64_t panel) {
       // What comes next: the same columns of the panels that follow, or further columns of the first.
       const bool more = panel + P < end;
-      const int64_t next_panel = more ? panel + P : begin, next_block = more ? b : b + Source::kTogether;
+      const int64_t next_panel = more ? panel + P : begin, next_block = more ? b : b + together;
       const std::byte* panels[P];
       for (int p = 0; p < P; ++p) {
         panels[p] = unpacked[p];
@@ -45,18 +46,20 @@ void unpacked_tile(const LinearArgs& args, Source& source, int64_t begin, int64_
         }
       }
       tile_rows<kRows>(rows, [&]<int R>(int64_t r) {
-        source.template rows<R, P>(args, panels, r, Sums{sums.at(panel - begin, r), sums.panel_stride});
+        const Sums tile{sums.at(panel - begin, r), sums.panel_stride};
+        const bool first = b == 0, last = b + blocks == count;
+        for (int i = 0; i < R && last; ++i) fetch_outputs(args, panel, P, row + r + i);
+        for (int p = 0; p < P && first; ++p) std::fill_n(tile.at(p, 0), R * kLanes, 0.0F);
+        source.template rows<R, P>(args, panels, r, tile);
+        for (int i = 0; i < R && last; ++i) {
+          for (int p = 0; p < P; ++p) store_outputs(args, panel + p, row + r + i, load(tile.at(p, i)));
+        }
       });
     };
     int64_t panel = begin;
     for (; panel + kPanelTile <= end; panel += kPanelTile)
       multiply.template operator()<kPanelTile, kTile>(panel);
     for (; panel < end; ++panel) multiply.template operator()<1, 1>(panel);
-  }
-  // Row after row, for their outputs lie pages apart.
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t panel = begin; panel < end; ++panel)
-      store_outputs(args, panel, row + r, load(sums.at(panel - begin, r)));
   }
 }
 
