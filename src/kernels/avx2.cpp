@@ -73,14 +73,12 @@ inline void store_bytes(int8_t* p, I x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(ordered));
 }
 inline F to_float(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
-// x * 2^n for n in [-126, 127].
-inline F scale_by_power(F x, I n) {
-  const __m256i bias = _mm256_set1_epi32(127);
-  const auto power = [&](__m256i i) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(i, bias), 23));
-  };
-  return {_mm256_mul_ps(x.a, power(n.a)), _mm256_mul_ps(x.b, power(n.b))};
+// x * 2^n for n in [-125, 128], in two factors: 2^128 has no float of its own.
+inline __m256 scale_by_power(__m256 x, __m256i n) {
+  const __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(126)), 23);
+  return _mm256_mul_ps(_mm256_mul_ps(x, _mm256_castsi256_ps(bits)), _mm256_set1_ps(2.0F));
 }
+inline F scale_by_power(F x, I n) { return {scale_by_power(x.a, n.a), scale_by_power(x.b, n.b)}; }
 // Lanes i with first <= i < last keep x, others take y.
 inline F select_range(int first, int last, F x, F y) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);

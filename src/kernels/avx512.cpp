@@ -62,11 +62,8 @@ inline void store_bytes(int8_t* p, I x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x.v));
 }
 inline F to_float(I x) { return {_mm512_cvtepi32_ps(x.v)}; }
-// x * 2^n for n in [-126, 127].
-inline F scale_by_power(F x, I n) {
-  const __m512i power = _mm512_slli_epi32(_mm512_add_epi32(n.v, _mm512_set1_epi32(127)), 23);
-  return {_mm512_mul_ps(x.v, _mm512_castsi512_ps(power))};
-}
+// x * 2^n for n in [-125, 128].
+inline F scale_by_power(F x, I n) { return {_mm512_scalef_ps(x.v, _mm512_cvtepi32_ps(n.v))}; }
 // Lanes i with first <= i < last keep x, others take y.
 inline F select_range(int first, int last, F x, F y) {
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -91,7 +88,8 @@ inline float largest(F x) {
 }
 // Magnitudes are compared as integers: infinity is above all numbers, and NaN above infinity.
 inline F larger_magnitude(F x, F y) {
-  return {_mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(abs(x).v), _mm512_castps_si512(abs(y).v)))};
+  return {
+      _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(abs(x).v), _mm512_castps_si512(abs(y).v)))};
 }
 inline float largest_magnitude(F x) {
   const __m512i bits = _mm512_castps_si512(abs(x).v);

@@ -96,13 +96,11 @@ inline void store_bytes(int8_t* p, I x) {
 inline F to_float(I x) {
   return lanes([&](int i) { return static_cast<float>(x.v[i]); });
 }
-// x * 2^n for n in [-126, 127].
+// x * 2^n for n in [-125, 128], in two factors: 2^128 has no float of its own.
 inline F scale_by_power(F x, I n) {
   return lanes([&](int i) {
-    const uint32_t bits = (static_cast<uint32_t>(n.v[i]) + 127U) << 23;
-    float power;
-    std::memcpy(&power, &bits, sizeof(power));
-    return x.v[i] * power;
+    const uint32_t bits = (static_cast<uint32_t>(n.v[i]) + 126U) << 23;
+    return x.v[i] * std::bit_cast<float>(bits) * 2.0F;
   });
 }
 // Lanes i with first <= i < last keep x, others take y.
@@ -123,7 +121,8 @@ inline float largest(F x) {
 }
 // Magnitudes are compared as integers: infinity is above all numbers, and NaN above infinity.
 inline float larger_magnitude(float x, float y) {
-  return std::bit_cast<float>(std::max(std::bit_cast<int32_t>(std::fabs(x)), std::bit_cast<int32_t>(std::fabs(y))));
+  return std::bit_cast<float>(
+      std::max(std::bit_cast<int32_t>(std::fabs(x)), std::bit_cast<int32_t>(std::fabs(y))));
 }
 inline F larger_magnitude(F x, F y) {
   return lanes([&](int i) { return larger_magnitude(x.v[i], y.v[i]); });

@@ -11,15 +11,15 @@ namespace lockstep::nn {
 namespace {
 
 constexpr int64_t kTile = KvCache::kTile;
-// Rows of one session that share a pass over its tiles.
-constexpr int64_t kRowsTogether = 16;
+// Rows of one session that share a pass over its tiles: so many, and more where they have few queries.
+constexpr int64_t kRowsTogether = 16, kQueriesTogether = 128;
 // Tiles that are merged among themselves before they are merged with the rest. Fixed, and counted from
 // position 0, so that threads may take them apart without changing a result.
 constexpr int64_t kTilesTogether = 16;
 // From here on it pays to turn a tile to f32 once for all queries.
 constexpr int64_t kManyQueries = 12;
 
-// Up to kRowsTogether rows of a run, with the query heads of one KV head.
+// Some rows of a run, with the query heads of one KV head.
 struct Item {
   const Run* run;
   int64_t first_row;  // within the run
@@ -112,10 +112,10 @@ class Attend {
     args.v_stride = cache_.padded_dim();
     args.first = first_.data();
     args.last = last_.data();
-    for (int64_t i = 0; i < queries_; ++i) {
-      const int64_t at = position_ + i / group_ - tile * kTile;  // of the query, within the tile
-      last_[i] = static_cast<int32_t>(std::clamp<int64_t>(at + 1, 0, kTile));
-      first_[i] = window() == 0 ? 0 : static_cast<int32_t>(std::clamp<int64_t>(at - window() + 1, 0, kTile));
+    for (int64_t i = 0, at = position_ - tile * kTile; i < queries_; i += group_, ++at) {  // within the tile
+      const int64_t first = window() == 0 ? 0 : std::clamp<int64_t>(at - window() + 1, 0, kTile);
+      std::fill_n(&first_[i], group_, static_cast<int32_t>(first));
+      std::fill_n(&last_[i], group_, static_cast<int32_t>(std::clamp<int64_t>(at + 1, 0, kTile)));
     }
     if (k_.empty()) {
       const auto [k, v] = cache_.half_tile(layer_, kv_head_, tile);
@@ -216,10 +216,11 @@ Tensor attention(const Tensor& q, const LayerCache& cache, float scale, const Ru
   }
   std::vector<Item> items;
   for (const Run& run : cache.runs) {
-    for (int64_t r = 0; r < run.rows; r += kRowsTogether) {
-      for (int64_t head = 0; head < run.cache->shape().kv_heads; ++head) {
-        items.push_back({&run, r, std::min(kRowsTogether, run.rows - r), head});
-      }
+    const int64_t heads = run.cache->shape().kv_heads;
+    const int64_t together = std::max(kRowsTogether, kQueriesTogether * heads / q.shape()[1]);
+    for (int64_t r = 0; r < run.rows; r += together) {
+      for (int64_t head = 0; head < heads; ++head)
+        items.push_back({&run, r, std::min(together, run.rows - r), head});
     }
   }
   return attend(items, q, cache.layer, scale, runtime);

@@ -46,20 +46,29 @@ inline void tile_weights(const AttentionTileArgs& args, int64_t query, float* we
   }
   for (int r = 0; r < R; ++r) {
     const int first = args.first[query + r], last = args.last[query + r];
-    F peaks = set1(lowest);
-    for (int part = 0; part < kTileParts; ++part) {
-      score[r][part] = select_range(first - 16 * part, last - 16 * part, score[r][part], set1(lowest));
-      peaks = max(peaks, score[r][part]);
-    }
-    const float peak = largest(peaks);
-    F totals = zero();
-    for (int part = 0; part < kTileParts; ++part) {
-      const F p = select_range(first - 16 * part, last - 16 * part, exp(score[r][part] - set1(peak)), zero());
-      store(weights + r * kTileKeys + 16 * part, p);
-      totals = totals + p;
-    }
-    args.peak[query + r] = peak;
-    args.total[query + r] = sum(totals);
+    // seen(part, x, other): x of keys that count.
+    const auto weigh = [&](const auto& seen) {
+      F peaks = set1(lowest);
+      for (int part = 0; part < kTileParts; ++part) {
+        score[r][part] = seen(part, score[r][part], set1(lowest));
+        peaks = max(peaks, score[r][part]);
+      }
+      const float peak = largest(peaks);
+      F totals = zero();
+      for (int part = 0; part < kTileParts; ++part) {
+        const F p = seen(part, exp(score[r][part] - set1(peak)), zero());
+        store(weights + r * kTileKeys + 16 * part, p);
+        totals = totals + p;
+      }
+      args.peak[query + r] = peak;
+      args.total[query + r] = sum(totals);
+    };
+    if (first <= 0 && last >= kTileKeys)
+      weigh([](int, F x, F) { return x; });
+    else
+      weigh([&](int part, F x, F other) {
+        return select_range(first - 16 * part, last - 16 * part, x, other);
+      });
   }
 }
 

@@ -16,8 +16,7 @@ inline F exp(F x) {
   p = fma(p, r, set1(0.5F));
   p = fma(p, r, set1(1.0F));
   p = fma(p, r, set1(1.0F));
-  // 2^n in two factors: 2^128 has no float of its own.
-  return scale_by_power(scale_by_power(p, n - set1_int(1)), set1_int(1));
+  return scale_by_power(p, n);
 }
 
 // Vector `i` of n floats; lanes beyond the end are `fill`.
@@ -75,8 +74,10 @@ void to_fixed16(const float* x, int64_t columns, bool many, Fixed16* blocks) {
     I integers[2];
     quantise(parts, 32639.0F, integers, &blocks->scale);
     for (int half = 0; half < 2; ++half) {
-      if (many) store_wide<ManyWideProducts>(blocks->digits, half, integers[half]);
-      else store_wide<WideProducts>(blocks->digits, half, integers[half]);
+      if (many)
+        store_wide<ManyWideProducts>(blocks->digits, half, integers[half]);
+      else
+        store_wide<WideProducts>(blocks->digits, half, integers[half]);
     }
     // Sums of integers are exact in any order, and wrap where values are not finite.
     minus_sums(integers[0], integers[1], blocks->minus_sum);
@@ -96,8 +97,10 @@ void to_fixed8(const float* x, int64_t columns, bool many, Fixed8* blocks) {
       quantise(part, 127.0F, rounded, &blocks->scale[half]);
       integers[half] = rounded[0];
       int8_t* digits = blocks->digits + 16 * half;
-      if (many) store_narrow<ManyByteProducts>(digits, integers[half]);
-      else store_narrow<ByteProducts>(digits, integers[half]);
+      if (many)
+        store_narrow<ManyByteProducts>(digits, integers[half]);
+      else
+        store_narrow<ByteProducts>(digits, integers[half]);
     }
     minus_sums(integers[0], integers[1], blocks->minus_sum);
     blocks->minus_total = std::fma(static_cast<float>(blocks->minus_sum[1]), blocks->scale[1],

@@ -51,6 +51,9 @@ inline __m512i _mm512_cvtepu8_epi32(__m128i x) {
 inline __m512i _mm512_cvtepi8_epi32(__m128i x) {
   return emulate<int32_t, int8_t, __m512i>(x, [](int8_t v) { return static_cast<int32_t>(v); });
 }
+inline __m128i _mm512_cvtepi32_epi8(__m512i x) {
+  return emulate<int8_t, int32_t, __m128i>(x, [](int32_t v) { return static_cast<int8_t>(v); });
+}
 inline __m512 _mm512_cvtph_ps(__m256i x) { return emulate<float, uint16_t, __m512>(x, lockstep::f16_value); }
 inline __m256i _mm512_cvtps_ph(__m512 x, int) {
   return emulate<uint16_t, float, __m256i>(x, lockstep::to_f16);
