@@ -74,6 +74,10 @@ std::byte* KvCache::block_for_write(int64_t layer, int64_t tile) {
   return block.get();
 }
 
+void KvCache::reserve(int64_t layer, int64_t begin, int64_t end) {
+  for (int64_t tile = begin / kTile; tile * kTile < end; ++tile) block_for_write(layer, tile);
+}
+
 void KvCache::write(int64_t layer, int64_t position, const float* k, const float* v,
                     const kernels::Table& kernels) {
   const int64_t dim = shape_.head_dim;

@@ -21,6 +21,8 @@ class KvCache {
   KvCache(const KvCache& other);
   KvCache& operator=(const KvCache&) = delete;
 
+  /// Makes room for positions [begin, end) of `layer`. Threads may then write there, no two to one tile.
+  void reserve(int64_t layer, int64_t begin, int64_t end);
   /// Stores the key and value rows [Hkv, D] of `layer` at `position`, rounded to the element type.
   void write(int64_t layer, int64_t position, const float* k, const float* v, const kernels::Table& kernels);
   /// Reads tile `tile` of one KV head as f32. k: [D, 64], a column is a key; v: [64, padded_dim].

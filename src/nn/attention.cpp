@@ -200,12 +200,24 @@ Tensor attend(const std::vector<Item>& items, const Tensor& q, int64_t layer, fl
 }  // namespace
 
 void append(const LayerCache& cache, const Tensor& k, const Tensor& v, const Runtime& runtime, Taps& tap) {
+  struct Piece {
+    const Run* run;
+    int64_t begin, end;  // positions in one tile
+  };
+  std::vector<Piece> pieces;
   for (const Run& run : cache.runs) {
-    for (int64_t r = 0; r < run.rows; ++r) {
-      run.cache->write(cache.layer, run.first_position + r, k.row(run.first_row + r),
-                       v.row(run.first_row + r), *runtime.kernels);
-    }
+    const int64_t end = run.first_position + run.rows;
+    run.cache->reserve(cache.layer, run.first_position, end);
+    for (int64_t p = run.first_position; p < end; p = pieces.back().end)
+      pieces.push_back({&run, p, std::min(end, (p / kTile + 1) * kTile)});
   }
+  runtime.pool->run(static_cast<int64_t>(pieces.size()), [&](int64_t index) {
+    const auto& [run, begin, end] = pieces[index];
+    for (int64_t p = begin; p < end; ++p) {
+      const int64_t row = run->first_row + p - run->first_position;
+      run->cache->write(cache.layer, p, k.row(row), v.row(row), *runtime.kernels);
+    }
+  });
   if (tap.inner(Site::k_cache) != Interest::none) show_cache_rows(cache, k.shape(), runtime, tap);
 }
 

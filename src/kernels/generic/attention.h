@@ -135,25 +135,30 @@ void attention_tile(const AttentionTileArgs& args) {
 
 void attention_merge(const AttentionPart& part, int64_t queries, int64_t head_dim,
                      const AttentionPart& into) {
-  for (int64_t i = 0; i < queries; ++i) {
-    // A sum of exponentials holds a 1: it is 0 only where no key was seen.
-    if (part.total[i] == 0.0F) continue;
+  for (int64_t first = 0; first < queries; first += kLanes) {
+    const int64_t count = std::min(kLanes, queries - first);
     // max passes a NaN of its second argument on.
-    float lanes[kLanes];
-    const bool higher = part.peak[i] > into.peak[i] || part.peak[i] != part.peak[i];
-    const float top = higher ? part.peak[i] : into.peak[i];
-    store(lanes, exp(set1(into.peak[i]) - set1(top)));
-    const float keep = into.peak[i] == -std::numeric_limits<float>::infinity() ? 0.0F : lanes[0];
-    store(lanes, exp(set1(part.peak[i]) - set1(top)));
-    const float take = lanes[0];
-    into.total[i] = into.total[i] * keep + part.total[i] * take;
-    float* sums = into.out + i * head_dim;
-    const float* added = part.out + i * head_dim;
-    for (int64_t d = 0; d < head_dim; d += kLanes) {
-      const int64_t count = head_dim - d;
-      store_part(sums + d, count,
-                 load_part(sums + d, count, 0) * set1(keep) + load_part(added + d, count, 0) * set1(take));
+    const F before = load_part(into.peak + first, count, 0), added = load_part(part.peak + first, count, 0);
+    const F top = max(before, added);
+    float keeps[kLanes], takes[kLanes], tops[kLanes];
+    store(keeps, exp(before - top));
+    store(takes, exp(added - top));
+    store(tops, top);
+    for (int64_t i = first; i < first + count; ++i) {
+      // A sum of exponentials holds a 1: it is 0 only where no key was seen.
+      if (part.total[i] == 0.0F) continue;
+      const bool none = into.peak[i] == -std::numeric_limits<float>::infinity();
+      const float keep = none ? 0.0F : keeps[i - first], take = takes[i - first];
+      into.total[i] = into.total[i] * keep + part.total[i] * take;
+      float* sums = into.out + i * head_dim;
+      const float* added_sums = part.out + i * head_dim;
+      for (int64_t d = 0; d < head_dim; d += kLanes) {
+        const int64_t left = head_dim - d;
+        store_part(
+            sums + d, left,
+            load_part(sums + d, left, 0) * set1(keep) + load_part(added_sums + d, left, 0) * set1(take));
+      }
+      into.peak[i] = tops[i - first];
     }
-    into.peak[i] = top;
   }
 }
