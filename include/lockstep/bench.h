@@ -14,7 +14,7 @@ namespace lockstep {
 struct MachineLimits {
   double read_gbs = 0;   ///< streaming read of memory, 1e9 bytes/s
   double int8_gops = 0;  ///< products and sums of 8-bit integers, 1e9 operations/s; 0: no such kernel
-  double bf16_gops = 0;  ///< of bf16 pairs; 0: the processor has no such instruction
+  double bf16_gops = 0;  ///< of bf16 pairs; 0: the kernels in use have no such product
   double f32_gops = 0;   ///< fused multiply-adds in f32
 };
 /// Takes about a second. isa: empty for the best.

@@ -21,9 +21,11 @@ class KvCache {
   KvCache(const KvCache& other);
   KvCache& operator=(const KvCache&) = delete;
 
-  /// Makes room for positions [begin, end) of `layer`. Threads may then write there, no two to one tile.
+  /// Makes room for positions [begin, end) of `layer`, where threads may then write, each to positions of its
+  /// own.
   void reserve(int64_t layer, int64_t begin, int64_t end);
-  /// Stores the key and value rows [Hkv, D] of `layer` at `position`, rounded to the element type.
+  /// Stores the key and value rows [Hkv, D] of `layer` at `position`, rounded to the element type. By several
+  /// threads only after `reserve`.
   void write(int64_t layer, int64_t position, const float* k, const float* v, const kernels::Table& kernels);
   /// Reads tile `tile` of one KV head as f32. k: [D, 64], a column is a key; v: [64, padded_dim].
   /// Positions that were never written hold undefined finite values.
@@ -37,7 +39,8 @@ class KvCache {
   };
   HalfTile half_tile(int64_t layer, int64_t head, int64_t tile) const;
 
-  /// Lets go of tiles that no position from `length` on can see. Tiles come into being on write.
+  /// Lets go of tiles that no position from `length` on can see. Tiles come into being in `reserve` and
+  /// `write`.
   void drop_before(int64_t length);
   /// Forgets positions from `length` on. False if the window has already let go of what a token at
   /// `length` needs: then everything is forgotten, and the caller starts again from 0.

@@ -18,11 +18,11 @@ namespace lockstep::kernels {
 namespace {
 
 constexpr std::string_view kName = "avx2";
-constexpr int kRowTile = 6;       // rows of activations that share an unpacked weight, f32
-constexpr int kRowTileFixed = 4;  // the same in fixed point
-constexpr int kManyTileWide = 4;
-constexpr int kManyTileNarrow = 4;
-constexpr bool kManyWideInMemory = false;
+constexpr int kRowTile = 6;         // rows of activations that share an unpacked weight, f32
+constexpr int kRowTileFixed = 4;    // the same in fixed point
+constexpr int kManyTileWide = 4;    // the same where there are many rows, in 16 bits
+constexpr int kManyTileNarrow = 4;  // and in 8
+constexpr bool kManyWideSumsInMemory = false;
 constexpr int kUnpackRows = 8;    // from so many rows on codes are unpacked once for all of them
 constexpr int kPanelTile = 1;     // panels that share a broadcast activation
 constexpr int kNarrowBits = 6;    // the widest codes for which products with 8-bit activations are the faster

@@ -38,10 +38,11 @@ struct LinearArgs {
   const float* x = nullptr;                    // [T, K]; used by `linear_f32`
   const uint16_t* x_bf16 = nullptr;            // [T, K], K even by a zero; used by `linear_bf16`
   int64_t x_stride = 0;                        // from row to row, in elements or blocks of 32
-  const Fixed16* x_fixed16 = nullptr;          // [T, K / 32]; used by `linear_fixed16`
-  const Fixed8* x_fixed8 = nullptr;            // [T, K / 32]; used by `linear_fixed8`
-  float* y = nullptr;                          // [T, N]
-  int64_t y_stride = 0;                        // in elements
+  // Rounded for many if T >= Table::many_rows.
+  const Fixed16* x_fixed16 = nullptr;  // [T, K / 32]; used by `linear_fixed16`
+  const Fixed8* x_fixed8 = nullptr;    // [T, K / 32]; used by `linear_fixed8`
+  float* y = nullptr;                  // [T, N]
+  int64_t y_stride = 0;                // in elements
 };
 
 /// Attention of some queries to some of the keys, not yet divided by the total.
@@ -77,14 +78,14 @@ struct Table {
   void (*linear_fixed16)(const LinearArgs& args, int64_t begin, int64_t end);
   void (*linear_fixed8)(const LinearArgs& args, int64_t begin, int64_t end);
   int narrow_bits;
-  /// Products of so many rows and more take activations that were rounded for `many`: the same numbers, but
-  /// their digits may be kept in another way.
+  /// Products of so many rows and more take activations that were rounded for `many`: the same numbers,
+  /// whose digits are kept in another way.
   int64_t many_rows;
   /// Rounds one row of `columns` values to blocks of fixed point.
   void (*to_fixed16)(const float* x, int64_t columns, bool many, Fixed16* blocks);
   void (*to_fixed8)(const float* x, int64_t columns, bool many, Fixed8* blocks);
   /// Products of bf16 weights with bf16 activations, pairs of columns at a time in ascending k, summed in f32
-  /// as the processor's instruction does. Null where it has none.
+  /// as the processor's instruction does. Null where the table has none.
   void (*linear_bf16)(const LinearArgs& args, int64_t begin, int64_t end);
   /// Rounds n values to bf16 (nearest even), and writes a zero behind an odd number. Null like linear_bf16.
   void (*to_bf16)(const float* x, int64_t n, uint16_t* y);

@@ -17,9 +17,9 @@ namespace {
 constexpr std::string_view kName = "scalar";
 constexpr int kRowTile = 4;
 constexpr int kRowTileFixed = 2;
-constexpr int kManyTileWide = 2;
-constexpr int kManyTileNarrow = 2;
-constexpr bool kManyWideInMemory = false;
+constexpr int kManyTileWide = 2;    // the same where there are many rows, in 16 bits
+constexpr int kManyTileNarrow = 2;  // and in 8
+constexpr bool kManyWideSumsInMemory = false;
 constexpr int kUnpackRows = 8;
 constexpr int kPanelTile = 1;
 constexpr int kNarrowBits = 8;
@@ -77,9 +77,6 @@ inline F max(F x, F y) {
 }
 inline F min(F x, F y) {
   return lanes([&](int i) { return x.v[i] < y.v[i] ? x.v[i] : y.v[i]; });
-}
-inline F abs(F x) {
-  return lanes([&](int i) { return std::fabs(x.v[i]); });
 }
 // Of what is NaN or too large: the value that x86's conversion gives.
 inline I round_to_int(F x) {

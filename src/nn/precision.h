@@ -29,7 +29,7 @@ constexpr bool takes_8_bits(Role role) {
   return role == Role::q || role == Role::o || role == Role::gate || role == Role::up || role == Role::down;
 }
 
-/// bf16 weights take bf16 in `fast`, the router's excepted, where the processor has products of them.
+/// bf16 weights take bf16 in `fast`, the router's excepted, where the kernels in use have products of them.
 inline InputForm input_form(const Runtime& runtime, const quant::PanelMatrix& weight, Role role) {
   if (runtime.precision == Precision::f32) return InputForm::f32;
   const bool fast = runtime.precision == Precision::fast;

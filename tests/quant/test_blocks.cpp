@@ -209,7 +209,7 @@ TEST(Products, EveryFormatOnEveryIsa) {
   for (const kernels::Table* table : test::tables()) {
     for (const auto& c : cases()) {
       const bool integer = quant::code_format(c->tensor.dtype).bits > 0;
-      for (int64_t T : {1, 2, 3, 5, 9, 37}) {
+      for (int64_t T : {1, 2, 3, 5, 9, 23, 24, 37}) {
         for (int64_t rows : {int64_t{1}, std::min<int64_t>(7, c->tensor.rows()), c->tensor.rows()}) {
           check_products(*table, *c, rows, T, nn::InputForm::f32, 2e-6);
           if (integer) check_products(*table, *c, rows, T, nn::InputForm::fixed16, 4e-4);
@@ -259,6 +259,12 @@ TEST(Products, RowsDoNotDependOnTheirNumber) {
     std::normal_distribution<float> normal;
     std::vector<float> x(T * K), together(T * N), alone(N);
     for (float& value : x) value = normal(random);
+    // Rows of the largest digits, of the tiniest values and of what is not finite.
+    for (int64_t k = 0; k < K; ++k) {
+      x[K + k] = 1.0F, x[5 * K + k] = -1.0F;
+      x[127 * K + k] = k % 2 == 0 ? 1e-38F : 1e-42F;
+    }
+    x[128 * K] = std::numeric_limits<float>::infinity();
     for (const kernels::Table* table : test::tables()) {
       std::vector<kernels::Fixed16> wide[2];  // rounded for few rows and for many
       std::vector<kernels::Fixed8> narrow[2];

@@ -19,7 +19,8 @@ constexpr Table make_table() {
       .linear_fixed16 = linear_fixed16,
       .linear_fixed8 = linear_fixed8,
       .narrow_bits = kNarrowBits,
-      .many_rows = kUnpackRows,
+      .many_rows =
+          std::is_same_v<ManyWideProducts, WideProducts> ? std::numeric_limits<int64_t>::max() : kUnpackRows,
       .to_fixed16 = to_fixed16,
       .to_fixed8 = to_fixed8,
       .linear_bf16 = nullptr,

@@ -116,6 +116,12 @@ inline void tile_values(const AttentionTileArgs& args, int64_t query, const floa
 
 template <typename Key, int R>
 void tile_queries(const AttentionTileArgs& args, int64_t query) {
+  // Of many rows the first do not see the last's tile.
+  if (std::all_of(args.last + query, args.last + query + R, [](int32_t last) { return last <= 0; })) {
+    std::fill_n(args.peak + query, R, -std::numeric_limits<float>::infinity());
+    std::fill_n(args.total + query, R, 0.0F);
+    return;
+  }
   float weights[R * kTileKeys];
   tile_weights<Key, R>(args, query, weights);
   int64_t d = 0;

@@ -9,7 +9,7 @@ struct Wide {
   using ManyProducts = ManyWideProducts;
   static constexpr int kPlanes = Products::kWidePlanes;
   static constexpr int kManyTile = kManyTileWide;
-  static constexpr bool kManyInMemory = kManyWideInMemory;
+  static constexpr bool kManySumsInMemory = kManyWideSumsInMemory;
   static constexpr int kScales = 1;  // a block
   static const int8_t* digits(const Fixed16& x) { return x.digits; }
   static float scale(const Fixed16& x, int) { return x.scale; }
@@ -24,7 +24,7 @@ struct Narrow {
   using ManyProducts = ManyByteProducts;
   static constexpr int kPlanes = 1;
   static constexpr int kManyTile = kManyTileNarrow;
-  static constexpr bool kManyInMemory = false;
+  static constexpr bool kManySumsInMemory = false;
   static constexpr int kScales = 2;
   static const int8_t* digits(const Fixed8& x) { return x.digits; }
   static float scale(const Fixed8& x, int part) { return x.scale[part]; }
@@ -48,8 +48,9 @@ struct Stored : Format {
 };
 
 // Blocks made ready to be multiplied with many rows: what unpacking takes is done once for all of them. A
-// block of 32 columns has its scales, its bias, where integer sums start, and then the vectors of its quads,
-// quad after quad. Formats that differ only in how they are stored are the same here.
+// block of 32 columns has its scales, its bias, where digits are unsigned the start of integer sums, and then
+// the vectors of its quads, quad after quad. Formats that differ only in how they are stored are the same
+// here.
 template <typename Multiplied, int kCodeBits, int kCodeOffset, bool kBias, int kColumns, int kParts>
 struct Unpacked {
   using Products = Multiplied;
@@ -136,26 +137,26 @@ inline void code_sums(I (&sums)[P][R], const std::byte* const (&codes)[P], int f
       for (int j = first; j < first + kQuads; ++j)
         add(j, plane, plane + 1, [&](int p, int r, int) -> I& { return sums[p][r]; });
     }
-    return;
-  }
-  for (int run = first; run < first + kQuads; run += kRun) {
-    I dots[P][R][kPlanes];
-    for (int p = 0; p < P; ++p) {
-      for (int r = 0; r < R; ++r) {
-        for (int plane = 0; plane < kPlanes; ++plane) {
-          // The last plane is the lowest: where dots are int32, its sum starts from what is there.
-          const bool starts = Products::kInts && plane == kPlanes - 1;
-          dots[p][r][plane] = starts ? sums[p][r] : int_zero();
+  } else {
+    for (int run = first; run < first + kQuads; run += kRun) {
+      I dots[P][R][kPlanes];
+      for (int p = 0; p < P; ++p) {
+        for (int r = 0; r < R; ++r) {
+          for (int plane = 0; plane < kPlanes; ++plane) {
+            // The last plane is the lowest: where dots are int32, its sum starts from what is there.
+            const bool starts = Products::kInts && plane == kPlanes - 1;
+            dots[p][r][plane] = starts ? sums[p][r] : int_zero();
+          }
         }
       }
-    }
-    for (int j = run; j < run + kRun; ++j)
-      add(j, 0, kPlanes, [&](int p, int r, int plane) -> I& { return dots[p][r][plane]; });
-    for (int p = 0; p < P; ++p) {
-      for (int r = 0; r < R; ++r) {
-        const I sum = Products::total(dots[p][r][kPlanes - 1]);
-        sums[p][r] = Products::kInts ? sum : sums[p][r] + sum;
-        if constexpr (kPlanes == 2) sums[p][r] = sums[p][r] + shift_left(Products::total(dots[p][r][0]), 8);
+      for (int j = run; j < run + kRun; ++j)
+        add(j, 0, kPlanes, [&](int p, int r, int plane) -> I& { return dots[p][r][plane]; });
+      for (int p = 0; p < P; ++p) {
+        for (int r = 0; r < R; ++r) {
+          const I sum = Products::total(dots[p][r][kPlanes - 1]);
+          sums[p][r] = Products::kInts ? sum : sums[p][r] + sum;
+          if constexpr (kPlanes == 2) sums[p][r] = sums[p][r] + shift_left(Products::total(dots[p][r][0]), 8);
+        }
       }
     }
   }
@@ -197,7 +198,7 @@ template <typename Codes, typename Form, int R, int P, typename Acc>
                                                   const std::byte* const (&units)[P], int64_t s,
                                                   const typename Form::Block* const (&x)[R]) {
   constexpr int kWeightScales = 32 / Codes::kScaleColumns;
-  constexpr int kParts = kPartsOf<Codes, Form>;
+  constexpr int kParts = kPartsOf<Codes, Form>;  // as `UnpackedOf` has it
   const std::byte* codes[P];
   for (int p = 0; p < P; ++p) codes[p] = Codes::codes(units[p], w, s);
   F together[P][R];  // of the halves of a block, where the weights have one scale
@@ -286,7 +287,7 @@ template <typename Codes, typename Form, int R, int P>
   for (int p = 0; p < P; ++p) units[p] = panels[p];
   const typename Form::Block* x[R];
   for (int r = 0; r < R; ++r) x[r] = first + r * args.x_stride;
-  std::conditional_t<Form::kManyInMemory, InMemory, InRegisters<P, R>> acc(sums);
+  std::conditional_t<Form::kManySumsInMemory, InMemory, InRegisters<P, R>> acc(sums);
 #pragma GCC unroll 1
   for (int64_t b = 0; b < blocks; ++b) {
     multiply_block<Codes, Form>(acc, *args.weight, units, 0, x);

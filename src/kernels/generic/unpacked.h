@@ -4,7 +4,7 @@
 //   make(args, panel, block, out)         unpacks one block
 //   rows<R, P>(args, panels, row, sums)   sums += those blocks of P panels times R of those rows, by
 //                                         ascending columns
-// What is at work at once: `kTogether` blocks, which with the activations of a few rows fit the nearest
+// What is at work at once: up to `kTogether` blocks, which with the activations of a few rows fit the nearest
 // cache; rows whose activations in these columns fit the next one, while panels pass by.
 
 constexpr int64_t kRowsTogether = 128;
