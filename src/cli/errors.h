@@ -21,6 +21,12 @@ CLI::Validator in_range(T low, T high, std::string expected = {}) {
   return {check, expected};
 }
 
+/// Not the empty text that an unset variable of a shell leaves.
+inline CLI::Validator not_empty(const std::string& expected) {
+  return {[=](const std::string& text) { return text.empty() ? "expected " + expected + ", got \"\"" : ""; },
+          ""};
+}
+
 /// A value that `parse` takes; where it throws, its message says what was expected.
 template <typename Parse>
 CLI::Validator taken_by(Parse parse) {

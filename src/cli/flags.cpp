@@ -20,7 +20,8 @@ void ModelFlags::declare(CLI::App& verb, bool with_context) {
   verb.add_option("-m,--model", model,
                   "a .gguf file, a model directory, a hub id org/name in the local cache, or a name "
                   "from `lockstep pull --list`; default: SmolLM2-135M-Instruct")
-      ->type_name("MODEL");
+      ->type_name("MODEL")
+      ->check(not_empty("a model"));
   verb.add_option("-t,--threads", threads, "threads; 0: as many as this machine gives the process")
       ->check(in_range(0, 1024));
   verb.add_option("--precision", precision,

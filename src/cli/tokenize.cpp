@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "cli.h"
+#include "errors.h"
 #include "lockstep/checkpoint.h"
 #include "lockstep/error.h"
 #include "lockstep/hub.h"
@@ -39,7 +40,9 @@ void run(const Flags& flags) {
 void declare_tokenize(CLI::App& app) {
   auto flags = std::make_shared<Flags>();
   CLI::App* verb = app.add_subcommand("tokenize", "Turn text into token ids, or ids into text");
-  verb->add_option("-m,--model", flags->model, "the model whose tokenizer to use")->type_name("MODEL");
+  verb->add_option("-m,--model", flags->model, "the model whose tokenizer to use")
+      ->type_name("MODEL")
+      ->check(not_empty("a model"));
   auto* source = verb->add_option_group("input", "What to convert (exactly one)");
   source->add_option("--text", flags->text, "text; prints a JSON array of ids")->type_name("TEXT");
   source->add_option("--file", flags->file, "a file of text; - is standard input")->type_name("FILE");

@@ -68,7 +68,8 @@ fs::path resolve_hub_id(std::string_view name) {
   std::ifstream(root / "refs" / "main") >> revision;
   const fs::path snapshot = root / "snapshots" / revision;
   if (revision.empty() || !fs::is_directory(snapshot)) {
-    fail(ErrorCode::not_found, "[{}] model: expected it in {}, got nothing; fetch it with: hf download {}",
+    fail(ErrorCode::not_found,
+         "[{}] model: expected such a path here or it in {}, got neither; fetch it with: hf download {}",
          name, hugging_face_cache().string(), name);
   }
   return model_in(snapshot);
@@ -105,6 +106,7 @@ fs::path resolve_model(std::string_view name) {
     fail(ErrorCode::not_found, "[{}] model: expected it in {}, got nothing; fetch it with: lockstep pull {}",
          name, models_directory().string(), name);
   }
+  if (name.ends_with(".gguf")) fail(ErrorCode::not_found, "[{}] model: expected a file, got nothing", name);
   if (is_hub_id(name)) return resolve_hub_id(name);
   fail(ErrorCode::not_found,
        "[{}] model: expected a file, a directory, a hub id org/name or one of: {}; got a name that is none "

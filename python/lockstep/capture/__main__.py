@@ -9,6 +9,7 @@ another trace (--follow). Sequences divided by ";" are run one after the other a
 import argparse
 import importlib
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ ENGINES = {"transformers": ".transformers_engine", "mlx-lm": ".mlx_engine", "lla
 
 
 def main():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))    # by way of `discard`
     p = argparse.ArgumentParser(prog="python -m lockstep.capture", description=__doc__.split("\n")[0],
                                 epilog="Run with PYTHONPATH=python and the interpreter of scripts/reference-env. "
                                 "The format: docs/trace-format.md.")
@@ -120,7 +122,6 @@ def capture(path, prompts, steps, level, out, floor, name="transformers", kept=N
         facts = engine.facts(path, model, taps)
         if floor:
             from . import floor as noise
-            print("measuring the noise floor, several times as long as the capture", file=sys.stderr)
             about = {key: facts["model"][key] for key in ("architecture", "layers", "weights_sha256")}
             floors = noise.measure(model, taps, [(r["ids"], r["fed"]) for r in rows], wanted)
         writer.finish({**facts, "level": level, "rows": rows, "sites": sorted(seen)})

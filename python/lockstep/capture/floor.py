@@ -5,6 +5,8 @@ place; for the declared policies also K and V rounded to f16, and the inputs of 
 distance is the relative L2 error of a row; the floor is the largest over rows, steps and variants. All take the experts
 that the truth chose.
 """
+import sys
+
 import numpy as np
 import torch
 
@@ -35,18 +37,27 @@ def distance(got, truth):
 def measure(model, taps, sequences, wanted=lambda layer, site: True):
     """sequences: [(prompt, fed)]. -> {policy: {"prefill"|"decode": {"L00.q_rope": floor}}}"""
     floors = {policy: {"prefill": {}, "decode": {}} for policy in POLICIES}
+    passes = len(sequences) * (1 + 2 * len(POLICIES))
+    done = 0
+
+    def next_pass():
+        nonlocal done
+        done += 1
+        print(f"\rnoise floor: pass {done} of {passes}", end="\n" if done == passes else "", file=sys.stderr, flush=True)
+        return collect(model, taps, prompt, fed, wanted)
+
     for prompt, fed in sequences:
         taps.choices = {}    # made by the first run, the truth; the others take them, as ties may fall either way
         with in_f64(model):
-            truth = collect(model, taps, prompt, fed, wanted)
+            truth = next_pass()
         for policy, (taps.precision, taps.round_kv) in POLICIES.items():
-            variants = [collect(model, taps, prompt, fed, wanted)]
+            variants = [next_pass()]
             with torch.no_grad():
                 table = model.model.embed_tokens.weight
                 kept = table.clone()
                 noise = torch.Generator().manual_seed(1)
                 table.mul_(1 + (torch.rand(table.shape, generator=noise) - 0.5) * 2 ** -23)
-                variants.append(collect(model, taps, prompt, fed, wanted))
+                variants.append(next_pass())
                 table.copy_(kept)
             for got in variants:
                 add(floors[policy], got, truth)
