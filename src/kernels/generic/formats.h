@@ -157,7 +157,7 @@ inline void with_block_format(const quant::PanelMatrix& w, const Run& run) {
 constexpr int log2_of(int power) { return power == 1 ? 0 : 1 + log2_of(power / 2); }
 
 // Asks for `bytes` from p on, kLocality as of __builtin_prefetch: 0 past the caches but the nearest, to be
-// used soon and once; 2 into the second.
+// used soon and once; 2 into the second; 3 into all.
 template <int kLocality>
 inline void fetch(const std::byte* p, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, kLocality);
@@ -168,5 +168,8 @@ inline void fetch(const std::byte* p, int64_t bytes) {
 inline void fetch_ahead(const std::byte* p, int64_t bytes, int64_t at, int64_t panel_bytes, int together) {
   constexpr int64_t kAhead = 3584;
   if (at + kAhead >= panel_bytes) p += (together - 1) * panel_bytes;
-  fetch<0>(p + kAhead, bytes);
+  if (kPastCaches)
+    fetch<0>(p + kAhead, bytes);
+  else
+    fetch<3>(p + kAhead, bytes);
 }
