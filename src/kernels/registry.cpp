@@ -12,7 +12,9 @@ std::span<const Table* const> available() {
     std::vector<const Table*> found;
 #if defined(__x86_64__)
     if (avx512_runs_here()) found.push_back(&kAvx512);
-    // On Intel's processors products of bf16 pairs take twice as long as those in f32, on AMD's half.
+    // On Intel's processors bf16 pairs are multiplied more slowly than f32, on AMD's twice as fast (`lockstep
+    // bench
+    // --isa avx512bf16` prints both limits).
     if (avx512bf16_runs_here())
       found.insert(found.begin() + (__builtin_cpu_is("amd") ? 0 : 1), &avx512bf16());
     if (avx2_runs_here()) found.push_back(&kAvx2);

@@ -32,7 +32,8 @@ int64_t peak_int8(int64_t rounds, std::index_sequence<S...>) {
   // Sums that start alike, and products of equal operands, would be computed once.
   I sums[] = {set1_int(static_cast<int32_t>(S))...};
   const int8_t quads[][4] = {{static_cast<int8_t>(S), 0, 1, 0}...};
-  const B x[] = {broadcast(quads[S])...};
+  B x[] = {broadcast(quads[S])...};
+  for (B& operand : x) asm volatile("" : "+m"(operand));  // or some would be broadcast anew in every round
   alignas(64) const std::byte bytes[64] = {};
   B codes = load_bytes(bytes);
   for (int64_t i = 0; i < rounds; ++i) {
