@@ -1,6 +1,5 @@
 #include "format/download.h"
 
-#include <curl/curl.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -11,6 +10,7 @@
 #include <memory>
 #include <thread>
 
+#include "format/libcurl.h"
 #include "tensor/fail.h"
 
 namespace lockstep {
@@ -22,32 +22,32 @@ constexpr long kMostRedirects = 10;
 constexpr int kTries = 4;
 constexpr size_t kLargestDocument = size_t{64} << 20;
 
-using Curl = std::unique_ptr<CURL, decltype(&curl_easy_cleanup)>;
+using Curl = std::unique_ptr<CURL, decltype(LibCurl::easy_cleanup)>;
 
 Curl open_curl(const std::string& url, const Connection& connection) {
-  static const CURLcode started = curl_global_init(CURL_GLOBAL_DEFAULT);
-  Curl curl(started == CURLE_OK ? curl_easy_init() : nullptr, curl_easy_cleanup);
+  static const CURLcode started = libcurl().global_init(CURL_GLOBAL_DEFAULT);
+  Curl curl(started == CURLE_OK ? libcurl().easy_init() : nullptr, libcurl().easy_cleanup);
   if (!curl) fail(ErrorCode::io, "[{}] connect: libcurl does not start", url);
   CURL* handle = curl.get();
-  curl_easy_setopt(handle, CURLOPT_URL, url.c_str());
-  curl_easy_setopt(handle, CURLOPT_PROTOCOLS_STR, "http,https");
-  curl_easy_setopt(handle, CURLOPT_REDIR_PROTOCOLS_STR, "http,https");
-  curl_easy_setopt(handle, CURLOPT_FOLLOWLOCATION, 1L);
-  curl_easy_setopt(handle, CURLOPT_MAXREDIRS, kMostRedirects);
-  curl_easy_setopt(handle, CURLOPT_FAILONERROR, 1L);
-  curl_easy_setopt(handle, CURLOPT_NOSIGNAL, 1L);
-  curl_easy_setopt(handle, CURLOPT_CONNECTTIMEOUT, kConnectSeconds);
-  curl_easy_setopt(handle, CURLOPT_LOW_SPEED_LIMIT, 1L);
-  curl_easy_setopt(handle, CURLOPT_LOW_SPEED_TIME, kStallSeconds);
-  curl_easy_setopt(handle, CURLOPT_USERAGENT, "lockstep");
+  libcurl().easy_setopt(handle, CURLOPT_URL, url.c_str());
+  libcurl().easy_setopt(handle, CURLOPT_PROTOCOLS_STR, "http,https");
+  libcurl().easy_setopt(handle, CURLOPT_REDIR_PROTOCOLS_STR, "http,https");
+  libcurl().easy_setopt(handle, CURLOPT_FOLLOWLOCATION, 1L);
+  libcurl().easy_setopt(handle, CURLOPT_MAXREDIRS, kMostRedirects);
+  libcurl().easy_setopt(handle, CURLOPT_FAILONERROR, 1L);
+  libcurl().easy_setopt(handle, CURLOPT_NOSIGNAL, 1L);
+  libcurl().easy_setopt(handle, CURLOPT_CONNECTTIMEOUT, kConnectSeconds);
+  libcurl().easy_setopt(handle, CURLOPT_LOW_SPEED_LIMIT, 1L);
+  libcurl().easy_setopt(handle, CURLOPT_LOW_SPEED_TIME, kStallSeconds);
+  libcurl().easy_setopt(handle, CURLOPT_USERAGENT, "lockstep");
   if (!connection.certificates.empty())
-    curl_easy_setopt(handle, CURLOPT_CAINFO, connection.certificates.c_str());
+    libcurl().easy_setopt(handle, CURLOPT_CAINFO, connection.certificates.c_str());
   return curl;
 }
 
 long http_status(CURL* curl) {
   long status = 0;
-  curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &status);
+  libcurl().easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &status);
   return status;
 }
 
@@ -56,7 +56,7 @@ long http_status(CURL* curl) {
     fail(ErrorCode::io, "[{}] fetch: expected the file, got HTTP status {}{}", url, http_status(curl),
          advice);
   }
-  fail(ErrorCode::io, "[{}] fetch: {}{}", url, curl_easy_strerror(code), advice);
+  fail(ErrorCode::io, "[{}] fetch: {}{}", url, libcurl().easy_strerror(code), advice);
 }
 
 size_t append_document(char* data, size_t size, size_t count, void* into) {
@@ -118,10 +118,10 @@ bool try_download(const std::string& url, const std::filesystem::path& path, Par
   part.first = true;
   const int64_t before = part.arrived;
   const std::string range = std::to_string(before) + "-";
-  if (before > 0) curl_easy_setopt(curl.get(), CURLOPT_RANGE, range.c_str());
-  curl_easy_setopt(curl.get(), CURLOPT_WRITEFUNCTION, append_part);
-  curl_easy_setopt(curl.get(), CURLOPT_WRITEDATA, &part);
-  const CURLcode code = curl_easy_perform(curl.get());
+  if (before > 0) libcurl().easy_setopt(curl.get(), CURLOPT_RANGE, range.c_str());
+  libcurl().easy_setopt(curl.get(), CURLOPT_WRITEFUNCTION, append_part);
+  libcurl().easy_setopt(curl.get(), CURLOPT_WRITEDATA, &part);
+  const CURLcode code = libcurl().easy_perform(curl.get());
   if (part.reason != 0) {
     fail(ErrorCode::io, "[{}] write: {}; what has arrived is kept, so make room and run this again",
          path.string(), std::strerror(part.reason));
@@ -134,7 +134,7 @@ bool try_download(const std::string& url, const std::filesystem::path& path, Par
   const long status = http_status(curl.get());
   constexpr long kRangeNotThere = 416;
   curl_off_t announced = -1;
-  curl_easy_getinfo(curl.get(), CURLINFO_CONTENT_LENGTH_DOWNLOAD_T, &announced);
+  libcurl().easy_getinfo(curl.get(), CURLINFO_CONTENT_LENGTH_DOWNLOAD_T, &announced);
   // All that the server has, not a connection that was cut: another file.
   if (status == kRangeNotThere || (code == CURLE_OK && announced >= 0)) {
     ::unlink(path.c_str());
@@ -159,18 +159,18 @@ Document fetch_document(const std::string& url, std::string_view accept, const C
   const Curl curl = open_curl(url, connection);
   Document document;
   const std::string header = "Accept: " + std::string(accept);
-  const std::unique_ptr<curl_slist, decltype(&curl_slist_free_all)> headers(
-      curl_slist_append(nullptr, header.c_str()), curl_slist_free_all);
-  curl_easy_setopt(curl.get(), CURLOPT_HTTPHEADER, headers.get());
-  curl_easy_setopt(curl.get(), CURLOPT_ACCEPT_ENCODING, "");
-  curl_easy_setopt(curl.get(), CURLOPT_WRITEFUNCTION, append_document);
-  curl_easy_setopt(curl.get(), CURLOPT_WRITEDATA, &document.body);
-  if (const CURLcode code = curl_easy_perform(curl.get()); code != CURLE_OK)
+  const std::unique_ptr<curl_slist, decltype(LibCurl::slist_free_all)> headers(
+      libcurl().slist_append(nullptr, header.c_str()), libcurl().slist_free_all);
+  libcurl().easy_setopt(curl.get(), CURLOPT_HTTPHEADER, headers.get());
+  libcurl().easy_setopt(curl.get(), CURLOPT_ACCEPT_ENCODING, "");
+  libcurl().easy_setopt(curl.get(), CURLOPT_WRITEFUNCTION, append_document);
+  libcurl().easy_setopt(curl.get(), CURLOPT_WRITEDATA, &document.body);
+  if (const CURLcode code = libcurl().easy_perform(curl.get()); code != CURLE_OK)
     fail_transfer(curl.get(), code, url, "");
   const char* text = nullptr;
-  curl_easy_getinfo(curl.get(), CURLINFO_CONTENT_TYPE, &text);
+  libcurl().easy_getinfo(curl.get(), CURLINFO_CONTENT_TYPE, &text);
   document.media_type = text != nullptr ? text : "";
-  curl_easy_getinfo(curl.get(), CURLINFO_EFFECTIVE_URL, &text);
+  libcurl().easy_getinfo(curl.get(), CURLINFO_EFFECTIVE_URL, &text);
   document.url = text != nullptr ? text : url;
   return document;
 }
@@ -199,15 +199,15 @@ std::string absolute_url(const std::string& base, const std::string& link) {
   const auto refuse = [&] {
     fail(ErrorCode::format, "[{}] link: expected an http or https address, got \"{}\"", base, link);
   };
-  const std::unique_ptr<CURLU, decltype(&curl_url_cleanup)> url(curl_url(), curl_url_cleanup);
+  const std::unique_ptr<CURLU, decltype(LibCurl::url_cleanup)> url(libcurl().url(), libcurl().url_cleanup);
   char* text = nullptr;
-  if (!url || curl_url_set(url.get(), CURLUPART_URL, base.c_str(), 0) != CURLUE_OK ||
-      curl_url_set(url.get(), CURLUPART_URL, link.c_str(), 0) != CURLUE_OK ||
-      curl_url_set(url.get(), CURLUPART_FRAGMENT, nullptr, 0) != CURLUE_OK ||
-      curl_url_get(url.get(), CURLUPART_URL, &text, 0) != CURLUE_OK) {
+  if (!url || libcurl().url_set(url.get(), CURLUPART_URL, base.c_str(), 0) != CURLUE_OK ||
+      libcurl().url_set(url.get(), CURLUPART_URL, link.c_str(), 0) != CURLUE_OK ||
+      libcurl().url_set(url.get(), CURLUPART_FRAGMENT, nullptr, 0) != CURLUE_OK ||
+      libcurl().url_get(url.get(), CURLUPART_URL, &text, 0) != CURLUE_OK) {
     refuse();
   }
-  const std::unique_ptr<char, decltype(&curl_free)> owned(text, curl_free);
+  const std::unique_ptr<char, decltype(LibCurl::free)> owned(text, libcurl().free);
   std::string result = text;
   if (!result.starts_with("http://") && !result.starts_with("https://")) refuse();
   return result;
