@@ -197,9 +197,8 @@ Tensor attend(const std::vector<Item>& items, const Tensor& q, int64_t layer, fl
   return out;
 }
 
-}  // namespace
-
-void append(const LayerCache& cache, const Tensor& k, const Tensor& v, const Runtime& runtime, Taps& tap) {
+// Rows [T, Hkv, D] to the caches of their sessions, by all threads.
+void store(const LayerCache& cache, const Tensor& k, const Tensor& v, const Runtime& runtime) {
   struct Piece {
     const Run* run;
     int64_t begin, end;  // positions in one tile
@@ -218,7 +217,18 @@ void append(const LayerCache& cache, const Tensor& k, const Tensor& v, const Run
       run->cache->write(cache.layer, p, k.row(row), v.row(row), *runtime.kernels);
     }
   });
-  if (tap.inner(Site::k_cache) != Interest::none) show_cache_rows(cache, k.shape(), runtime, tap);
+}
+
+}  // namespace
+
+void append(const LayerCache& cache, const Tensor& k, const Tensor& v, const Runtime& runtime, Taps& tap) {
+  store(cache, k, v, runtime);
+  if (tap.inner(Site::k_cache) == Interest::none) return;
+  auto [stored_k, stored_v] = cache_rows(cache, k.shape(), runtime);
+  const int layer = static_cast<int>(cache.layer);
+  tap(layer, Site::k_cache, stored_k);
+  tap(layer, Site::v_cache, stored_v);
+  if (tap.inner(Site::k_cache) == Interest::change) store(cache, stored_k, stored_v, runtime);
 }
 
 Tensor attention(const Tensor& q, const LayerCache& cache, float scale, const Runtime& runtime, Taps& tap) {

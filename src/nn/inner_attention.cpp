@@ -54,29 +54,20 @@ void for_queries(const Tensor& q, const LayerCache& cache, const Runtime& runtim
 
 }  // namespace
 
-void show_cache_rows(const LayerCache& cache, const Shape& shape, const Runtime& runtime, Taps& tap) {
-  Tensor k(shape), v(shape);  // [T, Hkv, D]
+CacheRows cache_rows(const LayerCache& cache, const Shape& shape, const Runtime& runtime) {
+  CacheRows result{Tensor(shape), Tensor(shape)};
   const int64_t dim = shape[2];
   for (const Run& run : cache.runs) {
     for (int64_t head = 0; head < shape[1]; ++head) {
       const HeadRows rows(*run.cache, cache.layer, head, run.first_position, run.first_position + run.rows,
                           dim, runtime);
       for (int64_t r = 0; r < run.rows; ++r) {
-        std::copy_n(rows.k.row(run.first_position + r), dim, k.row(run.first_row + r) + head * dim);
-        std::copy_n(rows.v.row(run.first_position + r), dim, v.row(run.first_row + r) + head * dim);
+        std::copy_n(rows.k.row(run.first_position + r), dim, result.k.row(run.first_row + r) + head * dim);
+        std::copy_n(rows.v.row(run.first_position + r), dim, result.v.row(run.first_row + r) + head * dim);
       }
     }
   }
-  const int layer = static_cast<int>(cache.layer);
-  tap(layer, Site::k_cache, k);
-  tap(layer, Site::v_cache, v);
-  if (tap.inner(Site::k_cache) != Interest::change) return;
-  for (const Run& run : cache.runs) {
-    for (int64_t r = 0; r < run.rows; ++r) {
-      run.cache->write(cache.layer, run.first_position + r, k.row(run.first_row + r),
-                       v.row(run.first_row + r), *runtime.kernels);
-    }
-  }
+  return result;
 }
 
 Tensor plain_attention(const Tensor& q, const LayerCache& cache, float scale, const Runtime& runtime,

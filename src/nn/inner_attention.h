@@ -9,8 +9,11 @@
 
 namespace lockstep::nn {
 
-/// Shows the rows just written as they are read back, [T, Hkv, D]; what an observer changes is written again.
-void show_cache_rows(const LayerCache& cache, const Shape& shape, const Runtime& runtime, Taps& tap);
+struct CacheRows {
+  Tensor k, v;  // [T, Hkv, D]
+};
+/// The rows of a pass that has been appended, as they are read back. shape: [T, Hkv, D].
+CacheRows cache_rows(const LayerCache& cache, const Shape& shape, const Runtime& runtime);
 
 /// softmax(scale q K^T) V with scores and probabilities shown, [T, H, K]: K is the number of keys of the
 /// longest session, and what a row cannot see is 0. q: [T, H, D] -> [T, H, D].
