@@ -95,15 +95,12 @@ namespace lockstep::kernels {
 
 bool avx512bf16_runs_here() { return avx512_runs_here() && __builtin_cpu_supports("avx512bf16"); }
 
-const Table& avx512bf16() {
-  static const Table table = [] {
-    Table with_pairs = kAvx512;
-    with_pairs.isa = "avx512bf16";
-    with_pairs.linear_bf16 = linear_bf16;
-    with_pairs.to_bf16 = to_bf16;
-    with_pairs.peak_bf16 = peak_bf16;
-    return with_pairs;
-  }();
+Table with_bf16_pairs(const Table& base) {
+  Table table = base;
+  table.isa = "avx512bf16";
+  table.linear_bf16 = linear_bf16;
+  table.to_bf16 = to_bf16;
+  table.peak_bf16 = peak_bf16;
   return table;
 }
 

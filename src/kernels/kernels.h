@@ -35,10 +35,11 @@ struct Fixed8 {
 struct LinearArgs {
   const quant::PanelMatrix* weight = nullptr;  // [N, K]
   int64_t rows = 0;                            // T
+  bool many = false;                           // weights are unpacked once for all rows
   const float* x = nullptr;                    // [T, K]; used by `linear_f32`
   const uint16_t* x_bf16 = nullptr;            // [T, K], K even by a zero; used by `linear_bf16`
   int64_t x_stride = 0;                        // from row to row, in elements or blocks of 32
-  // Rounded for many if T >= Table::many_rows.
+  // Rounded for many if they are.
   const Fixed16* x_fixed16 = nullptr;  // [T, K / 32]; used by `linear_fixed16`
   const Fixed8* x_fixed8 = nullptr;    // [T, K / 32]; used by `linear_fixed8`
   float* y = nullptr;                  // [T, N]
@@ -78,12 +79,13 @@ struct Table {
   void (*linear_fixed16)(const LinearArgs& args, int64_t begin, int64_t end);
   void (*linear_fixed8)(const LinearArgs& args, int64_t begin, int64_t end);
   int narrow_bits;
-  /// Products of so many rows and more take activations that were rounded for `many`: the same numbers,
-  /// whose digits are kept in another way.
+  /// From so many rows on it is faster to unpack weights once for all of them (`LinearArgs::many`).
   int64_t many_rows;
-  /// Rounds one row of `columns` values to blocks of fixed point.
+  /// Rounds one row of `columns` values to blocks of fixed point. For `many` rows digits may be kept in
+  /// another way: the same numbers, and where not `many_digits` the same bytes.
   void (*to_fixed16)(const float* x, int64_t columns, bool many, Fixed16* blocks);
   void (*to_fixed8)(const float* x, int64_t columns, bool many, Fixed8* blocks);
+  bool many_digits;
   /// Products of bf16 weights with bf16 activations, pairs of columns at a time in ascending k, summed in f32
   /// as the processor's instruction does. Null where the table has none.
   void (*linear_bf16)(const LinearArgs& args, int64_t begin, int64_t end);

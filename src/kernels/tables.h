@@ -12,8 +12,8 @@ extern const Table kAvx2;
 extern const Table kAvx512;
 bool avx2_runs_here();
 bool avx512_runs_here();
-/// kAvx512 with products of bf16 pairs.
-const Table& avx512bf16();
+/// A table like `base`, named avx512bf16, with products of bf16 pairs.
+Table with_bf16_pairs(const Table& base);
 bool avx512bf16_runs_here();
 #endif
 

@@ -15,7 +15,7 @@ void Activations::make(Rows<Block>& rows, int64_t width, Round round) const {
 
 void Activations::prepare(InputForm form, int64_t rows) {
   const kernels::Table& table = *runtime_.kernels;
-  const bool many = this->many(rows);
+  const bool many = many_form(rows);
   switch (form) {
     case InputForm::f32: break;
     case InputForm::fixed16:
@@ -34,13 +34,16 @@ void Activations::prepare(InputForm form, int64_t rows) {
 
 void Activations::bind(InputForm form, int64_t first, kernels::LinearArgs& args) const {
   args.x_stride = blocks();
+  args.many = args.rows >= runtime_.kernels->many_rows;
   switch (form) {
     case InputForm::f32:
       args.x = x_ + first * columns_;
       args.x_stride = columns_;
       break;
-    case InputForm::fixed16: args.x_fixed16 = fixed16_[many(args.rows)]->data() + first * blocks(); break;
-    case InputForm::fixed8: args.x_fixed8 = fixed8_[many(args.rows)]->data() + first * blocks(); break;
+    case InputForm::fixed16:
+      args.x_fixed16 = fixed16_[many_form(args.rows)]->data() + first * blocks();
+      break;
+    case InputForm::fixed8: args.x_fixed8 = fixed8_[many_form(args.rows)]->data() + first * blocks(); break;
     case InputForm::bf16:
       args.x_bf16 = bf16_->data() + first * even_columns();
       args.x_stride = even_columns();

@@ -61,14 +61,17 @@ class Activations {
   /// round(x, y): of one row.
   template <typename Block, typename Round>
   void make(Rows<Block>& rows, int64_t width, Round round) const;
-  bool many(int64_t rows) const { return rows >= runtime_.kernels->many_rows; }
+  // Which of the forms products of `rows` rows take.
+  bool many_form(int64_t rows) const {
+    return runtime_.kernels->many_digits && rows >= runtime_.kernels->many_rows;
+  }
   int64_t blocks() const { return (columns_ + quant::kBlock - 1) / quant::kBlock; }
   int64_t even_columns() const { return (columns_ + 1) / 2 * 2; }
 
   const Runtime& runtime_;
   const float* x_;
   int64_t rows_, columns_;
-  Rows<kernels::Fixed16> fixed16_[2];  // for products of few rows and of many
+  Rows<kernels::Fixed16> fixed16_[2];  // by many_form
   Rows<kernels::Fixed8> fixed8_[2];
   Rows<uint16_t> bf16_;  // [T, even_columns]
 };

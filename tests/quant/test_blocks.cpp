@@ -170,15 +170,15 @@ void check_products(const kernels::Table& table, const Case& c, int64_t rows, in
   kernels::LinearArgs args;
   args.weight = &packed->matrix();
   args.rows = T;
+  args.many = T >= table.many_rows;
   args.x = x.data();
   args.x_stride = K;
   args.y = y.data();
   args.y_stride = rows;
   auto* product = table.linear_f32;
-  const bool many = T >= table.many_rows;
   for (int64_t t = 0; t < T; ++t) {
-    if (form == nn::InputForm::fixed16) table.to_fixed16(&x[t * K], K, many, &wide[t * blocks]);
-    if (form == nn::InputForm::fixed8) table.to_fixed8(&x[t * K], K, many, &narrow[t * blocks]);
+    if (form == nn::InputForm::fixed16) table.to_fixed16(&x[t * K], K, args.many, &wide[t * blocks]);
+    if (form == nn::InputForm::fixed8) table.to_fixed8(&x[t * K], K, args.many, &narrow[t * blocks]);
     if (form == nn::InputForm::bf16) table.to_bf16(&x[t * K], K, &pairs[t * (K + K % 2)]);
   }
   if (form != nn::InputForm::f32) args.x_stride = form == nn::InputForm::bf16 ? K + K % 2 : blocks;
@@ -257,7 +257,7 @@ TEST(Products, RowsDoNotDependOnTheirNumber) {
     constexpr int64_t T = 131;
     std::mt19937 random(3);
     std::normal_distribution<float> normal;
-    std::vector<float> x(T * K), together(T * N), alone(N);
+    std::vector<float> x(T * K), together(T * N), few(T * N), alone(N);
     for (float& value : x) value = normal(random);
     // Rows of the largest digits, of the tiniest values and of what is not finite.
     for (int64_t k = 0; k < K; ++k) {
@@ -277,26 +277,32 @@ TEST(Products, RowsDoNotDependOnTheirNumber) {
         }
       }
       const auto check = [&](const char* form, auto product, int64_t stride) {
-        const auto multiply = [&](int64_t row, int64_t rows, float* y) {
+        const auto multiply = [&](int64_t row, int64_t rows, bool many, float* y) {
           kernels::LinearArgs args;
           args.weight = &packed->matrix();
           args.x_stride = stride;
           args.y_stride = N;
           args.x = &x[row * K];
-          const bool many = rows >= table->many_rows;
           args.x_fixed16 = &wide[many][row * blocks];
           args.x_fixed8 = &narrow[many][row * blocks];
           args.y = y;
           args.rows = rows;
+          args.many = many;
           product(args, 0, packed->matrix().panels);
         };
-        multiply(0, T, together.data());
-        for (const int64_t t : {int64_t{0}, int64_t{1}, int64_t{5}, int64_t{127}, int64_t{128}, T - 1}) {
-          multiply(t, 1, alone.data());
-          for (int64_t n = 0; n < N; ++n)
-            ASSERT_TRUE(same(alone[n], together[t * N + n]))
-                << table->isa << " " << form << " " << c->name << " row " << t << " output " << n;
+        multiply(0, T, true, together.data());
+        for (const bool many : {false, true}) {
+          for (const int64_t t : {int64_t{0}, int64_t{1}, int64_t{5}, int64_t{127}, int64_t{128}, T - 1}) {
+            multiply(t, 1, many, alone.data());
+            for (int64_t n = 0; n < N; ++n)
+              ASSERT_TRUE(same(alone[n], together[t * N + n]))
+                  << table->isa << " " << form << " " << c->name << " row " << t << " output " << n;
+          }
         }
+        multiply(0, T, false, few.data());
+        for (int64_t i = 0; i < T * N; ++i)
+          ASSERT_TRUE(same(few[i], together[i]))
+              << table->isa << " " << form << " " << c->name << " as few rows, output " << i;
       };
       check("f32", table->linear_f32, K);
       if (bits > 0) check("fixed16", table->linear_fixed16, blocks);

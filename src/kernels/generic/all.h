@@ -19,10 +19,10 @@ constexpr Table make_table() {
       .linear_fixed16 = linear_fixed16,
       .linear_fixed8 = linear_fixed8,
       .narrow_bits = kNarrowBits,
-      .many_rows =
-          std::is_same_v<ManyWideProducts, WideProducts> ? std::numeric_limits<int64_t>::max() : kUnpackRows,
+      .many_rows = kUnpackRows,
       .to_fixed16 = to_fixed16,
       .to_fixed8 = to_fixed8,
+      .many_digits = !std::is_same_v<ManyWideProducts, WideProducts>,
       .linear_bf16 = nullptr,
       .to_bf16 = nullptr,
       .rms_norm = rms_norm,

@@ -325,13 +325,10 @@ struct FixedSource {
 
 template <typename Format, typename Form>
 void fixed_panels(const LinearArgs& args, const typename Form::Block* x, int64_t begin, int64_t end) {
-  if (args.rows < kUnpackRows) {
-    tile<kRowTileFixed>(args, begin, end, [&]<int R, int P>(int64_t row, int64_t panel) {
-      fixed_rows<Format, Form, R, P>(args, x, panel, row);
-    });
-  } else {
-    multiply_unpacked<Form::kManyTile>(args, FixedSource<Format, Form>{x}, begin, end);
-  }
+  if (args.many) return multiply_unpacked<Form::kManyTile>(args, FixedSource<Format, Form>{x}, begin, end);
+  tile<kRowTileFixed>(args, begin, end, [&]<int R, int P>(int64_t row, int64_t panel) {
+    fixed_rows<Format, Form, R, P>(args, x, panel, row);
+  });
 }
 
 void linear_fixed16(const LinearArgs& args, int64_t begin, int64_t end) {

@@ -117,7 +117,7 @@ struct BlockSource : FloatSource {
 
 template <typename Format>
 void plain_panels(const LinearArgs& args, int64_t begin, int64_t end) {
-  if (args.rows >= kUnpackRows) return multiply_unpacked<kRowTile>(args, PlainSource<Format>(), begin, end);
+  if (args.many) return multiply_unpacked<kRowTile>(args, PlainSource<Format>(), begin, end);
   tile<kRowTile>(args, begin, end, [&]<int R, int P>(int64_t row, int64_t panel) {
     plain_rows<Format, R, P>(args, panel, row);
   });
