@@ -19,8 +19,8 @@ void find(void* library, const char* name, Function*& function) {
 LibCurl load() {
   void* library = ::dlopen(kName, RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
-    fail(ErrorCode::not_found,
-         "[{}] load: expected libcurl to be installed (package libcurl4), got none: {}", kName, ::dlerror());
+    fail(ErrorCode::not_found, "[{}] load: expected libcurl to be installed (package libcurl4), got none: {}",
+         kName, ::dlerror());
   }
   LibCurl curl;
   find(library, "curl_global_init", curl.global_init);

@@ -1,5 +1,5 @@
-// libcurl, loaded when something is fetched: with all that it needs, it would take longer to load than a small
-// model does.
+// libcurl, loaded when something is fetched: with all that it needs, it would take longer to load than a
+// small model does.
 #pragma once
 
 #include <curl/curl.h>
