@@ -30,6 +30,19 @@ Precision parse_precision(std::string_view name);
 /// Error `invalid_argument` unless this processor runs these kernels; empty: the best there are.
 void check_isa(std::string_view name);
 
+/// When weights are packed into the layout that products read. Nothing but time and memory depends on it.
+enum class Packing {
+  at_load,  ///< before `load` returns
+  /// The first pass may read weights from the file as it goes, and keeps none of them; `pack`, or the second
+  /// pass, packs them, but for those that were packed while the tokenizer was built. The first token comes
+  /// sooner, the second later. As `at_load` where the weights are more than a quarter of the machine's
+  /// memory. Until all are packed passes take turns, an observer must not run the model, and the file must
+  /// stay as it is.
+  second_pass,
+  /// The same, but `load` packs nothing, whatever their size: to look at a model, or to encode a text.
+  on_use
+};
+
 struct ModelOptions {
   Precision precision = Precision::exact;
   std::string isa;           ///< kernels to use; empty: the best this processor runs
@@ -38,11 +51,7 @@ struct ModelOptions {
   /// Called with the share of the weights' bytes read so far, 0..1, from the loading thread, until all are
   /// packed or the first pass is over. It must not use the model.
   std::function<void(double)> progress;
-  /// false: the first pass may read weights from the file as it goes, and keeps none of them; `pack`, or the
-  /// second pass, packs them. The first token comes sooner, the second later; nothing else changes. Not done
-  /// where the weights are more than a quarter of the machine's memory. Until all are packed passes take
-  /// turns, an observer must not run the model, and the file must stay as it is.
-  bool pack_at_load = true;
+  Packing packing = Packing::at_load;
 };
 
 /// What a session must keep for a model: one KV cache a layer.
@@ -92,7 +101,7 @@ class Model {
   /// Ids that end a reply, sorted.
   const std::vector<int32_t>& end_ids() const;
 
-  /// Packs what is not packed yet (`ModelOptions::pack_at_load`); otherwise the second pass does. Error `io`
+  /// Packs what is not packed yet (`ModelOptions::packing`); otherwise the second pass does. Error `io`
   /// if weights cannot be read.
   void pack() const;
 

@@ -25,11 +25,14 @@ struct ModelFlags {
   /// Declares the flags on a verb. `with_context`: also -c, for verbs whose sessions are as long as is asked
   /// for.
   void declare(CLI::App& verb, bool with_context = true);
-  /// Loads the model, with a progress bar on a terminal. `once`: for one session, whose first token is waited
-  /// for.
-  std::shared_ptr<const Model> load(const std::string& config_patch = {}, bool once = false) const;
+  /// Loads the model, with a progress bar on a terminal.
+  std::shared_ptr<const Model> load(Packing packing = Packing::at_load,
+                                    const std::string& config_patch = {}) const;
   SessionOptions session_options() const;
 };
+
+/// A model to look at or to encode texts with: its weights are not packed before a pass uses them.
+std::shared_ptr<const Model> open_model(const std::filesystem::path& path);
 
 /// How text is generated.
 struct GenerateFlags {

@@ -40,15 +40,21 @@ void ModelFlags::declare(CLI::App& verb, bool with_context) {
       ->capture_default_str();
 }
 
-std::shared_ptr<const Model> ModelFlags::load(const std::string& config_patch, bool once) const {
+std::shared_ptr<const Model> ModelFlags::load(Packing packing, const std::string& config_patch) const {
   ModelOptions options;
   options.precision = parse_precision(precision);
   options.isa = isa;
   options.threads = threads;
   options.config_patch = config_patch;
   options.progress = [](double share) { show_progress("Loading", share); };
-  options.pack_at_load = !once;
+  options.packing = packing;
   return Model::load(resolve_model(model), options);
+}
+
+std::shared_ptr<const Model> open_model(const std::filesystem::path& path) {
+  ModelOptions options;
+  options.packing = Packing::on_use;
+  return Model::load(path, options);
 }
 
 SessionOptions ModelFlags::session_options() const {

@@ -51,7 +51,7 @@ void run(const Flags& flags) {
   const auto start = std::chrono::steady_clock::now();
   std::optional<FaultObserver> fault;
   if (!flags.fault.empty()) fault.emplace(flags.fault, resolve_model(flags.model.model));
-  const auto model = flags.model.load(fault ? fault->config_patch() : "", true);
+  const auto model = flags.model.load(Packing::second_pass, fault ? fault->config_patch() : "");
   const std::chrono::duration<double, std::milli> load = std::chrono::steady_clock::now() - start;
   GenerateOptions options = flags.generate.options;
   options.logprobs = flags.logprobs;

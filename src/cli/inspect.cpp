@@ -56,7 +56,7 @@ void run(const Flags& flags) {
     std::printf("  %-11s %.1f million\n", format.c_str(), static_cast<double>(count) * 1e-6);
   }
   // Loading reads every key that matters, and says which it did not.
-  const auto model = Model::load(checkpoint.path());
+  const auto model = open_model(checkpoint.path());
   std::printf("tokenizer     %s, chat template %s\n", model->has_tokenizer() ? "yes" : "no",
               model->chat_template() != nullptr ? "yes" : "no");
   for (const std::string& key : model->info().unread_keys) std::printf("unread key    %s\n", key.c_str());

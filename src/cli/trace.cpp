@@ -126,7 +126,7 @@ void run_trace(const TraceFlags& flags) {
     if (measured(*flags.follow, flags.model, floor)) options.ties = {&followed, &floor};
     options.level = flags.level.value_or(followed.level);
   } else if (flags.prompt) {
-    options.sequences = {{encode_prompt(*Model::load(path), *flags.prompt, {}, false), {}}};
+    options.sequences = {{encode_prompt(*open_model(path), *flags.prompt, {}, false), {}}};
   } else if (flags.ids || flags.ids_file) {
     options.sequences = sequences_of(flags.ids ? *flags.ids : read_text(*flags.ids_file));
   } else {
@@ -176,7 +176,7 @@ void finish(const DiffFlags& flags, const DiffReport& report) {
 
 bool loads(const std::string& model) {
   try {
-    Model::load(resolve_model(model));
+    open_model(resolve_model(model));
     return true;
   } catch (const Error&) {
     return false;

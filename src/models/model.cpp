@@ -153,11 +153,16 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path, cons
   state->info = describe(checkpoint, binder);
   state->info.unread_keys = check_unread_keys(checkpoint.config());
   state->end_ids = checkpoint.end_ids();
-  const bool all = options.pack_at_load || !stays_in_memory(state->stored->bytes());
-  // The tokenizer takes as long as the weights of a small model.
-  state->pack(all ? quant::Packer::Until::all : quant::Packer::Until::beside_ends, [&] {
+  const auto make_tokenizer = [&] {
     if (checkpoint.has_tokenizer()) state->tokenizer = std::make_unique<Tokenizer>(checkpoint.tokenizer());
-  });
+  };
+  if (options.packing == Packing::on_use) {
+    make_tokenizer();
+  } else {
+    const bool all = options.packing == Packing::at_load || !stays_in_memory(state->stored->bytes());
+    // The tokenizer takes as long as the weights of a small model.
+    state->pack(all ? quant::Packer::Until::all : quant::Packer::Until::beside_ends, make_tokenizer);
+  }
   if (state->tokenizer && state->tokenizer->chat_template()) {
     state->chat_template = std::make_unique<ChatTemplate>(*state->tokenizer);
   }

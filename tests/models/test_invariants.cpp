@@ -38,12 +38,12 @@ Ids some_ids(int64_t count, uint32_t seed, int64_t vocab) {
 }
 
 std::shared_ptr<const Model> load(const std::string& name, Precision precision, std::string_view isa,
-                                  int threads, bool pack_at_load = true) {
+                                  int threads, Packing packing = Packing::at_load) {
   ModelOptions options;
   options.precision = precision;
   options.isa = isa;
   options.threads = threads;
-  options.pack_at_load = pack_at_load;
+  options.packing = packing;
   return Model::load(test::data_path("models/" + name), options);
 }
 
@@ -140,11 +140,11 @@ std::vector<float> append_in_pieces(Session session, std::span<const int32_t> id
 TEST_P(Invariants, WhenWeightsArePacked) {
   SessionOptions options;
   options.kv_type = GetParam().kv;
-  for (const int threads : {1, 2}) {
+  for (const auto& [threads, packing] : {std::pair{1, Packing::second_pass}, {2, Packing::on_use}}) {
     for (const int64_t chunk : {7, 64, 256}) {
       options.chunk = chunk;
       const auto load_later = [&] {
-        return load(GetParam().model, GetParam().precision, GetParam().isa, threads, false);
+        return load(GetParam().model, GetParam().precision, GetParam().isa, threads, packing);
       };
       const auto later = load_later();
       for (const char* pass : {"first", "second"}) {
@@ -159,7 +159,7 @@ TEST_P(Invariants, WhenWeightsArePacked) {
 }
 
 TEST_P(Invariants, WhenWeightsArePackedWhileSessionsRun) {
-  const auto later = load(GetParam().model, GetParam().precision, GetParam().isa, 1, false);
+  const auto later = load(GetParam().model, GetParam().precision, GetParam().isa, 1, Packing::on_use);
   SessionOptions options;
   options.kv_type = GetParam().kv;
   std::vector<std::vector<float>> results(3);
@@ -280,7 +280,7 @@ class PackedLater : public testing::Test {
     std::filesystem::copy_file(test::data_path("models/llama-q.mixed.gguf"), file_,
                                std::filesystem::copy_options::overwrite_existing);
     options_.threads = 1;
-    options_.pack_at_load = false;
+    options_.packing = Packing::second_pass;
     options_.progress = [this](double share) { shares_.push_back(share); };
     model_ = Model::load(file_, options_);
   }
@@ -307,6 +307,15 @@ TEST_F(PackedLater, TheFirstPassReads) {
   shares_.clear();
   session.append(ids_);
   EXPECT_TRUE(shares_.empty()) << "a reply may be on the screen";
+}
+
+TEST_F(PackedLater, OnUseNothingIsReadAtLoad) {
+  shares_.clear();
+  options_.packing = Packing::on_use;
+  Session session(Model::load(file_, options_));
+  EXPECT_TRUE(shares_.empty());
+  session.append(ids_);
+  EXPECT_EQ(shares_.back(), 1.0);
 }
 
 TEST_F(PackedLater, TheThirdPassNeedsNoFile) {
