@@ -103,7 +103,7 @@ impl Text {
 
     /// # Safety
     /// As for `slice`.
-    unsafe fn str<'a>(self, what: &str, code: Code) -> Result<&'a str> {
+    unsafe fn str<'a>(self, what: impl std::fmt::Display, code: Code) -> Result<&'a str> {
         std::str::from_utf8(self.bytes()).map_err(|e| {
             let message = format!("[{what}: byte {}] expected UTF-8", e.valid_up_to());
             Error { code, message }
@@ -185,7 +185,7 @@ pub unsafe extern "C" fn lst_tokenizer_from_json(
 unsafe fn texts<'a>(data: *const Text, count: usize, key: &str) -> Result<Vec<&'a str>> {
     let texts = slice(data, count).iter().enumerate();
     texts
-        .map(|(i, text)| text.str(&format!("tokenizer.ggml.{key}: number {i}"), Code::Format))
+        .map(|(i, text)| text.str(format_args!("tokenizer.ggml.{key}: number {i}"), Code::Format))
         .collect()
 }
 
