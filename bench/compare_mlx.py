@@ -2,7 +2,7 @@
 """The 4-bit Mixtral of mlx-lm: accuracy of lockstep on it, and decode speed beside mlx-lm's own.
 
     scripts/reference-env && scripts/test            # once: the environment, the binary, build/models/mixtral
-    build/reference-env/bin/python bench/compare_mlx.py [--rounds 3] [--tokens 6]
+    bench/compare_mlx.py [--rounds 3] [--tokens 6]
 
 Quantises build/models/mixtral with mlx-lm (4 bits, groups of 64), computes transformers' f32 logits on mlx's own
 dequantised weights for 96 tokens of text, and prints the NMSE of `lockstep logits` over the whole vocabulary. Then
@@ -17,8 +17,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts" / "fixtures"))
+sys.path[:0] = [str(ROOT / "scripts" / "fixtures"), str(ROOT / "scripts")]
 
+import reference_python  # noqa: F401: has the packages below
 import mlx.core as mx
 import numpy as np
 from common import nmse

@@ -2,9 +2,9 @@
 """Random-weight models to measure speed on: Llama shapes of 0.5B, 1B and 3B and a Mixtral of 2.5B, in every format.
 
     scripts/reference-env --llama-cpp && lockstep pull smollm2       # once: the environment, the tokenizer
-    build/reference-env/bin/python bench/models.py --list            # names and sizes
-    build/reference-env/bin/python bench/models.py 0.5b-q4_0 mixtral-bf16
-    build/reference-env/bin/python bench/models.py all               # 48 GB under build/bench/models
+    bench/models.py --list            # names and sizes
+    bench/models.py 0.5b-q4_0 mixtral-bf16
+    bench/models.py all               # 48 GB under build/bench/models
 
 A name is SHAPE-FORMAT. Formats: bf16, q8_0, q4_0, q4_k_m (GGUF; the last three made by llama.cpp's own quantiser from
 the BF16 file, so mixed as it mixes them), hf (a Hugging Face folder of the very same bf16 weights), mlx4 (an MLX folder,
@@ -28,8 +28,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "scripts" / "fixtures")]
+sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "scripts" / "fixtures"), str(ROOT / "scripts")]
 
+import reference_python  # noqa: F401: has the packages below
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 from upcycle_mixtral import Source, bf16, find_source, random, unpermute, widen, write_texts

@@ -1,0 +1,12 @@
+"""To import before packages of the reference: runs the script again with the Python of scripts/reference-env, which has them."""
+import os
+import sys
+from pathlib import Path
+
+HOME = Path(__file__).resolve().parents[1] / "build" / "reference-env"
+
+if Path(sys.prefix) != HOME:
+    python = HOME / "bin" / "python"
+    if not python.exists():
+        sys.exit(f"{sys.argv[0]}: needs the reference's packages: run scripts/reference-env first")
+    os.execv(python, [python, *sys.argv])
