@@ -219,12 +219,22 @@ struct HeadGrid {
   std::vector<std::vector<double>> scores;  ///< [positions][heads]; one column where there are no heads
 };
 
+/// A site that only one side has, or that cannot be judged.
+struct Unmatched {
+  std::string phase;  ///< "step 0"
+  std::string name;   ///< "L01.scores"
+  std::string why;    ///< "only in the reference"
+
+  /// "step 0, L01.scores: only in the reference"
+  std::string text() const { return phase + ", " + name + ": " + why; }
+};
+
 struct DiffReport {
   Verdict verdict = Verdict::within;
   std::string reason;              ///< one line
   std::optional<SiteScore> first;  ///< first injected error
   std::vector<SiteScore> scores;   ///< in causal order
-  std::vector<std::string> unmatched;
+  std::vector<Unmatched> unmatched;
   int64_t compared = 0, expected = 0;
   int64_t rows = 0, left_out = 0;  ///< of the sites compared; of these, after ties of the router
   int64_t skipped = 0;             ///< sites before the first error that were not compared

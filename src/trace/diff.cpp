@@ -137,7 +137,7 @@ std::vector<Place> score_all(const Sites& ours, const Sites& theirs, std::span<c
       continue;
     }
     if (!problem.empty()) {
-      report.unmatched.push_back(fmt::format("step {}, {}: {}", event.step, event.name(), problem));
+      report.unmatched.push_back({fmt::format("step {}", event.step), event.name(), problem});
       skipped.push_back(place);
       continue;
     }
@@ -153,13 +153,13 @@ std::vector<Place> score_all(const Sites& ours, const Sites& theirs, std::span<c
   for (const auto& site : tied) {
     if (judged.contains(site)) continue;
     ++report.expected;
-    report.unmatched.push_back(fmt::format("{}, {}: every row follows a tie of the router",
-                                           site.first ? "decode" : "prefill", site.second));
+    report.unmatched.push_back(
+        {site.first ? "decode" : "prefill", site.second, "every row follows a tie of the router"});
   }
   for (const auto& [place, joined] : ours) {
-    if (!theirs.contains(place))
-      report.unmatched.push_back(
-          fmt::format("step {}, {}: only in the subject", joined.event->step, joined.event->name()));
+    if (theirs.contains(place)) continue;
+    const TraceEvent& event = *joined.event;
+    report.unmatched.push_back({fmt::format("step {}", event.step), event.name(), "only in the subject"});
   }
   return skipped;
 }

@@ -14,7 +14,7 @@ namespace {
 class Replayer : public Observer {
  public:
   Replayer(const Trace& reference, const PassRows& rows, const ModelFacts& facts, const Injection* injection,
-           Trace& ours, std::set<std::string>* missing)
+           Trace& ours, MissingSites* missing)
       : rows_(rows),
         facts_(facts),
         injection_(injection),
@@ -94,7 +94,7 @@ class Replayer : public Observer {
     if (missing_ == nullptr || !in_level(site, level_) ||
         passes_.contains({rows_.step, row, layer, event.site}))
       return;
-    missing_->insert(fmt::format("step {}, sequence {}, {}", rows_.step, row, event.name()));
+    missing_->emplace(fmt::format("step {}, sequence {}", rows_.step, row), event.name());
   }
 
   const PassRows& rows_;
@@ -102,7 +102,7 @@ class Replayer : public Observer {
   const Injection* injection_;
   Trace& ours_;
   int level_;
-  std::set<std::string>* missing_;
+  MissingSites* missing_;
   std::set<std::tuple<int, int, int, std::string>> passes_;  // step, sequence, layer, site
   std::map<std::tuple<int, int, int, std::string, int64_t>, std::span<const float>> known_;
   std::set<std::string> sites_;
@@ -118,7 +118,7 @@ Feeder::Feeder(const std::filesystem::path& path, const TraceOptions& options)
   model_ = Model::load(path, options_.model);
 }
 
-Trace Feeder::run(const Trace& fed, std::set<std::string>* missing) const {
+Trace Feeder::run(const Trace& fed, MissingSites* missing) const {
   TraceOptions options = options_;
   options.sequences = fed.sequences;
   Trace ours;

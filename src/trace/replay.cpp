@@ -43,7 +43,7 @@ DiffReport replay(const std::filesystem::path& path, const TraceOptions& options
   report.reference = reference.engine;
   report.reason = unusable(path, options, reference, floor);
   if (!report.reason.empty()) return report;
-  std::set<std::string> missing;
+  MissingSites missing;
   const Feeder feeder(path, options);
   const Trace ours = feeder.run(reference, &missing);
   report.subject = ours.engine;
@@ -59,7 +59,7 @@ DiffReport replay(const std::filesystem::path& path, const TraceOptions& options
                               ? "not computed here"
                               : comparison.unjudged(event);
     if (!problem.empty()) {
-      report.unmatched.push_back(fmt::format("step {}, {}: {}", event.step, event.name(), problem));
+      report.unmatched.push_back({fmt::format("step {}", event.step), event.name(), problem});
       continue;
     }
     ++report.compared;
@@ -68,9 +68,8 @@ DiffReport replay(const std::filesystem::path& path, const TraceOptions& options
   if (report.expected == 0)
     fail(ErrorCode::invalid_argument, "[replay] site: expected one of the trace, such as L00.q_rope; got {}",
          site);
-  for (const std::string& each : missing) {
-    if (site.empty() || each.ends_with(" " + site))
-      report.unmatched.push_back(each + ": not in the reference");
+  for (const auto& [phase, name] : missing) {
+    if (site.empty() || name == site) report.unmatched.push_back({phase, name, "not in the reference"});
   }
   conclude(report);
   if (report.first) {

@@ -66,14 +66,12 @@ json as_json(const SiteScore& score) {
           {"finding", score.finding}};
 }
 
-// "scores, probs": names of what could not be compared, whatever their step, sequence and layer.
-std::string unmatched_sites(const std::vector<std::string>& unmatched) {
+// "scores, probs": sites that could not be compared, whatever their layer.
+std::string unmatched_sites(const std::vector<Unmatched>& unmatched) {
   std::vector<std::string> names;
-  for (const std::string& each : unmatched) {
-    std::string name = each.substr(0, each.find(": "));  // "step 0, L01.scores: why"
-    name = name.substr(name.rfind(' ') + 1);
-    name = name.substr(name.find('.') + 1);
-    if (std::ranges::find(names, name) == names.end()) names.push_back(std::move(name));
+  for (const Unmatched& each : unmatched) {
+    std::string site = each.name.substr(each.name.find('.') + 1);
+    if (std::ranges::find(names, site) == names.end()) names.push_back(std::move(site));
   }
   return fmt::format("{}", fmt::join(names, ", "));
 }
@@ -131,7 +129,7 @@ std::string report_text(const DiffReport& report, bool colour) {
   out += report.unmatched.empty()
              ? "\n"
              : fmt::format(", {} unmatched: {}; the first: {}\n", report.unmatched.size(),
-                           unmatched_sites(report.unmatched), report.unmatched[0]);
+                           unmatched_sites(report.unmatched), report.unmatched[0].text());
   if (report.scores.empty()) return out;
 
   // Around the first error, or the largest scores of a clean run.
@@ -162,8 +160,9 @@ std::string report_text(const DiffReport& report, bool colour) {
 }
 
 std::string report_json(const DiffReport& report) {
-  json scores = json::array();
+  json scores = json::array(), unmatched = json::array();
   for (const SiteScore& each : report.scores) scores.push_back(as_json(each));
+  for (const Unmatched& each : report.unmatched) unmatched.push_back(each.text());
   const json out = {
       {"schema", "lockstep-diff-1"},
       {"verdict", verdict_name(report.verdict)},
@@ -174,7 +173,7 @@ std::string report_json(const DiffReport& report) {
       {"hints", report.hints},
       {"inherited", report.inherited},
       {"coverage",
-       {{"compared", report.compared}, {"expected", report.expected}, {"unmatched", report.unmatched}}},
+       {{"compared", report.compared}, {"expected", report.expected}, {"unmatched", unmatched}}},
       {"notes", report.notes},
       {"band", kBand},
       {"sites", scores}};

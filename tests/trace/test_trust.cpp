@@ -273,7 +273,7 @@ TEST(Replay, WhatTheTraceLacksIsListed) {
         edited(llama.reference, [&](TraceEvent& event, std::vector<float>&) { return !gone(event); }));
     EXPECT_EQ(report.verdict, Verdict::inconclusive) << listed;
     EXPECT_TRUE(std::ranges::any_of(report.unmatched, [&](const auto& each) {
-      return each == listed + ": not in the reference";
+      return each.text() == listed + ": not in the reference";
     })) << listed;
   };
   lacks([](const TraceEvent& e) { return e.step == 2; }, "step 2, sequence 0, L01.q_rope");
