@@ -31,9 +31,6 @@ constexpr int kKeyParts = 1;      // of so many times 16 keys
 constexpr int kValueVectors = 1;  // and dimensions
 constexpr int kPeakSums = 5;      // of two registers each
 constexpr int kPeakDots = 4;
-// Weights that are read once come past the caches: on AMD's processors the faster, on Intel's by far the
-// slower.
-const bool kPastCaches = __builtin_cpu_is("amd") != 0;
 
 // 16 floats, 16 int32, 64 bytes.
 struct F {

@@ -31,9 +31,6 @@ constexpr int kKeyParts = 4;      // of so many times 16 keys
 constexpr int kValueVectors = 4;  // and dimensions
 constexpr int kPeakSums = 14;     // five cycles, two a cycle, and some to spare
 constexpr int kPeakDots = 14;
-// Weights that are read once come past the caches: on AMD's processors the faster, on Intel's by far the
-// slower.
-const bool kPastCaches = __builtin_cpu_is("amd") != 0;
 
 // 16 floats, 16 int32, 64 bytes.
 struct F {

@@ -8,6 +8,9 @@
 namespace lockstep::kernels {
 
 #if defined(__x86_64__)
+// Found out here, where no instruction is used that a processor may lack.
+const bool kPastCaches = __builtin_cpu_is("amd") != 0;
+
 namespace {
 
 const Table& avx512() {
@@ -27,6 +30,8 @@ const Table& avx512bf16() {
 }
 
 }  // namespace
+#else
+const bool kPastCaches = false;
 #endif
 
 std::span<const Table* const> available() {

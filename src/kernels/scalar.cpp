@@ -28,7 +28,6 @@ constexpr int kKeyParts = 4;
 constexpr int kValueVectors = 4;
 constexpr int kPeakSums = 2;
 constexpr int kPeakDots = 2;
-constexpr bool kPastCaches = false;
 
 // 16 floats, 16 int32, 64 bytes.
 struct F {

@@ -6,6 +6,10 @@
 
 namespace lockstep::kernels {
 
+/// Whether weights that are read once come past the caches: on AMD's processors the faster, on Intel's by far
+/// the slower.
+extern const bool kPastCaches;
+
 extern const Table kScalar;
 #if defined(__x86_64__)
 extern const Table kAvx2;
