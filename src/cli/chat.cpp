@@ -78,6 +78,11 @@ class LineReader {
     if (edit_ == nullptr) return static_cast<bool>(std::getline(std::cin, line));
     int count = 0;
     const char* typed = el_gets(edit_, &count);
+    if (typed == nullptr && interrupted.exchange(false)) {  // meant for a reply that has just ended
+      std::printf("\n");
+      line.clear();
+      return true;
+    }
     if (typed == nullptr || count <= 0) return false;
     line.assign(typed, static_cast<size_t>(count));
     if (!line.empty() && line.back() == '\n') line.pop_back();
@@ -129,7 +134,7 @@ class Conversation {
       const Generation reply = generate(session_, ids, options_, [](std::string_view piece) {
         std::fwrite(piece.data(), 1, piece.size(), stdout);
         std::fflush(stdout);
-        return !interrupted;
+        return !interrupted && std::ferror(stdout) == 0;
       });
       std::printf("\n");
       messages_.push_back({"assistant", reply.text});

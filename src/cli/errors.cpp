@@ -138,15 +138,18 @@ std::string unknown_verb(const CLI::App& app, const std::string& word) {
          " (see lockstep --help)";
 }
 
+std::string printable(std::string text) {
+  for (char& c : text) {
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = '?';
+  }
+  return text;
+}
+
 void print_error(std::string_view message) {
   constexpr size_t kLongest = 2000;
   std::string line(message.substr(0, kLongest));
   if (line.size() < message.size()) line += "...";
-  // A name may hold anything, such as a line's end or what a terminal takes for a command.
-  for (char& c : line) {
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = '?';
-  }
-  std::fprintf(stderr, "lockstep: %s\n", line.c_str());
+  std::fprintf(stderr, "lockstep: %s\n", printable(std::move(line)).c_str());
 }
 
 bool finish_output() {

@@ -2,21 +2,36 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <charconv>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 #include "lockstep/error.h"
 
 namespace lockstep::cli {
 
+/// The whole of `text` as a number; integers are decimal, whatever zeros they begin with.
+template <typename T>
+bool parse_number(std::string_view text, T& value) {
+  if constexpr (std::is_integral_v<T>) {
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    return error == std::errc() && end == text.data() + text.size();
+  } else {
+    return CLI::detail::lexical_cast(std::string(text), value);
+  }
+}
+
 /// A number of `low` to `high`; `expected` says so in words where the numbers would not.
 template <typename T>
 CLI::Validator in_range(T low, T high, std::string expected = {}) {
   if (expected.empty()) expected = std::to_string(low) + " to " + std::to_string(high);
-  const auto check = [=](const std::string& text) -> std::string {
+  const auto check = [=](std::string& text) -> std::string {
     T value{};
-    if (CLI::detail::lexical_cast(text, value) && value >= low && value <= high) return {};
-    return "expected " + expected + ", got \"" + text + "\"";
+    if (!parse_number(text, value) || !(value >= low && value <= high))  // NaN too
+      return "expected " + expected + ", got \"" + text + "\"";
+    if constexpr (std::is_integral_v<T>) text = std::to_string(value);  // CLI11 takes 010 for 8
+    return {};
   };
   return {check, expected};
 }
@@ -47,6 +62,9 @@ std::string usage_message(const CLI::App& app, const CLI::ParseError& error);
 
 /// The same for a word that is no verb, with the one that is nearly it.
 std::string unknown_verb(const CLI::App& app, const std::string& word);
+
+/// A name from a file with "?" for what ends a line or a terminal takes for a command.
+std::string printable(std::string text);
 
 /// Prints "lockstep: " and the message as one line on stderr, whatever names from files and arguments it
 /// quotes.

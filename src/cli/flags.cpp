@@ -1,13 +1,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <cstdio>
-#include <filesystem>
-#include <fstream>
-#include <iostream>
-#include <iterator>
+#include <cstring>
 #include <limits>
+#include <memory>
 
 #include "cli.h"
 #include "errors.h"
@@ -89,15 +88,16 @@ void GenerateFlags::declare(CLI::App& verb) {
 }
 
 std::string read_text(const std::string& path) {
-  if (path == "-") return {std::istreambuf_iterator<char>(std::cin), {}};
-  std::ifstream file(path, std::ios::binary);
-  std::error_code unusable;
-  // A directory can be opened, but not read.
-  if (file.is_open() && !std::filesystem::is_directory(path, unusable)) {
-    std::string text{std::istreambuf_iterator<char>(file), {}};
-    return text;
-  }
-  throw Error(ErrorCode::not_found, "[" + path + "] read: expected a readable file");
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(
+      path == "-" ? stdin : std::fopen(path.c_str(), "rb"),
+      path == "-" ? [](std::FILE*) { return 0; } : std::fclose);
+  std::string text;
+  char piece[1 << 16];
+  while (file && !std::feof(file.get()) && !std::ferror(file.get()))
+    text.append(piece, std::fread(piece, 1, sizeof(piece), file.get()));
+  if (file && !std::ferror(file.get())) return text;
+  throw Error(file ? ErrorCode::io : ErrorCode::not_found,
+              "[" + path + "] read: expected a readable file, got: " + std::strerror(errno));
 }
 
 std::vector<int32_t> parse_ids(const std::string& text) {
@@ -105,7 +105,7 @@ std::vector<int32_t> parse_ids(const std::string& text) {
   const char* at = text.data();
   const char* end = at + text.size();
   const auto skip = [&] {
-    while (at < end && (*at == ' ' || *at == ',' || *at == '\n' || *at == '[' || *at == ']')) ++at;
+    while (at < end && std::strchr(" ,[]\n\r\t", *at) != nullptr && *at != '\0') ++at;
   };
   for (skip(); at < end; skip()) {
     int32_t id = 0;

@@ -66,7 +66,7 @@ void run(const Flags& flags) {
     if (flags.json) return true;
     std::fwrite(piece.data(), 1, piece.size(), stdout);
     std::fflush(stdout);
-    return true;
+    return std::ferror(stdout) == 0;
   });
   const Timings& t = result.timings;
   if (flags.json) {

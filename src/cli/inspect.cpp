@@ -2,6 +2,7 @@
 #include <map>
 
 #include "cli.h"
+#include "errors.h"
 #include "lockstep/checkpoint.h"
 #include "lockstep/error.h"
 #include "lockstep/hub.h"
@@ -37,7 +38,7 @@ void run(const Flags& flags) {
   const int64_t hidden = config.integer("hidden_size");
   const int64_t head_dim = config.integer("head_dim", hidden / std::max<int64_t>(heads, 1));
   std::printf("file          %s (%s)\n", checkpoint.path().c_str(), checkpoint.format().c_str());
-  std::printf("architecture  %s\n", checkpoint.architecture().c_str());
+  std::printf("architecture  %s\n", printable(checkpoint.architecture()).c_str());
   std::printf("layers        %lld, hidden %lld, vocabulary %lld\n", static_cast<long long>(layers),
               static_cast<long long>(hidden), static_cast<long long>(config.integer("vocab_size")));
   std::printf("heads         %lld query, %lld key/value, dimension %lld\n", static_cast<long long>(heads),
@@ -59,11 +60,12 @@ void run(const Flags& flags) {
   const auto model = open_model(checkpoint.path());
   std::printf("tokenizer     %s, chat template %s\n", model->has_tokenizer() ? "yes" : "no",
               model->chat_template() != nullptr ? "yes" : "no");
-  for (const std::string& key : model->info().unread_keys) std::printf("unread key    %s\n", key.c_str());
+  for (const std::string& key : model->info().unread_keys)
+    std::printf("unread key    %s\n", printable(key).c_str());
   if (!flags.tensors) return;
   for (const StoredTensor& tensor : checkpoint.tensors()) {
     std::printf("%-8s %-20s %s\n", std::string(dtype_name(tensor.dtype)).c_str(), tensor.shape.str().c_str(),
-                tensor.name.c_str());
+                printable(tensor.name).c_str());
   }
 }
 

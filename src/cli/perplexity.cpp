@@ -27,7 +27,13 @@ void run(const Flags& flags) {
   double squares = 0;
   int64_t count = 0;
   // Windows overlap by one token, so that every token but the first is predicted once.
-  const auto window = static_cast<size_t>(std::min(flags.window, model->info().context));
+  int64_t longest = std::min(flags.window, model->info().context);
+  if (options.context > 0) longest = std::min(longest, options.context);
+  if (longest < 2) {
+    throw Error(ErrorCode::invalid_argument,
+                "[perplexity] context: expected room for two tokens, got " + std::to_string(longest));
+  }
+  const auto window = static_cast<size_t>(longest);
   for (size_t begin = 0; begin + 1 < ids.size(); begin += window - 1) {
     const size_t length = std::min(window, ids.size() - begin);
     Session session(model, options);

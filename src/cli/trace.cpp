@@ -65,15 +65,12 @@ std::vector<Trace::Sequence> sequences_of(const std::string& text) {
 
 // "7" or "7-9".
 std::pair<int, int> parse_layers(const std::string& text) {
-  int first = 0, last = 0, used = 0;
-  if (std::sscanf(text.c_str(), "%d-%d%n", &first, &last, &used) != 2 ||
-      used != static_cast<int>(text.size())) {
-    used = 0;
-    if (std::sscanf(text.c_str(), "%d%n", &first, &used) != 1 || used != static_cast<int>(text.size()))
-      first = -1;
-    last = first;
-  }
-  if (first < 0 || last < first)
+  const std::string_view both = text;
+  const size_t dash = both.find('-');
+  int first = 0, last = 0;
+  const bool numbers = parse_number(both.substr(0, dash), first) &&
+                       parse_number(dash == text.npos ? both : both.substr(dash + 1), last);
+  if (!numbers || first < 0 || last < first)
     throw Error(ErrorCode::invalid_argument, "[trace] layers: expected N or FIRST-LAST, got " + text);
   return {first, last};
 }
@@ -94,7 +91,7 @@ void run_trace(const TraceFlags& flags) {
   if (!flags.validate.empty()) {
     const Trace trace = Trace::open(flags.validate);
     std::printf("%s: %s, %s, %s, level %d, policy %s/%s: well formed\n", flags.validate.c_str(),
-                trace.engine.c_str(), counted(std::ssize(trace.events()), "tensor").c_str(),
+                printable(trace.engine).c_str(), counted(std::ssize(trace.events()), "tensor").c_str(),
                 counted(std::ssize(trace.sequences), "sequence").c_str(), trace.level,
                 trace.precision.c_str(), trace.kv_type.c_str());
     return;

@@ -14,6 +14,9 @@ struct Connection {
   std::string certificates;  ///< file of trusted authorities; empty: the system's
 };
 
+/// An address as messages show it: without the name and password that it may hold.
+std::string shown_url(std::string_view url);
+
 /// A small document and its media type. At most 64 MB. Error `io` saying what the server or the network did.
 struct Document {
   std::string body;

@@ -7,6 +7,7 @@
 
 #include "format/checkpoint_state.h"
 #include "format/json.h"
+#include "format/presence.h"
 #include "format/safetensors.h"
 #include "tensor/fail.h"
 
@@ -19,12 +20,6 @@ namespace fs = std::filesystem;
 std::string read_file(const fs::path& path) {
   const MemoryMap file(path);
   return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
-}
-
-// False too for what cannot be a name.
-bool is_there(const fs::path& path) {
-  std::error_code unusable;
-  return fs::exists(path, unusable);
 }
 
 // Empty if there is no such file.

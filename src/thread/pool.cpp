@@ -100,6 +100,7 @@ void Pool::worker_loop(Worker& self) {
 // Keeps a worker on `processor` for a while. Its mutex is held.
 void Pool::keep(Worker& worker, int processor) {
   if (!worker.kept) worker.allowed = allowed_processors(worker.id);
+  if (CPU_COUNT(&worker.allowed) == 0) return;  // more processors than a cpu_set_t holds: no way back
   worker.kept = true;
   worker.kept_until = Clock::now() + kKept;
   keep_thread(worker.id, processor);

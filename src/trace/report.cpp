@@ -172,8 +172,7 @@ std::string report_json(const DiffReport& report) {
       {"first", report.first ? as_json(*report.first) : json()},
       {"hints", report.hints},
       {"inherited", report.inherited},
-      {"coverage",
-       {{"compared", report.compared}, {"expected", report.expected}, {"unmatched", unmatched}}},
+      {"coverage", {{"compared", report.compared}, {"expected", report.expected}, {"unmatched", unmatched}}},
       {"notes", report.notes},
       {"band", kBand},
       {"sites", scores}};

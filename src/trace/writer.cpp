@@ -2,10 +2,13 @@
 #include "trace/writer.h"
 
 #include <fmt/format.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
+#include <charconv>
 #include <cmath>
 #include <iterator>
 #include <nlohmann/json.hpp>
@@ -78,6 +81,22 @@ bool is_trace(const fs::path& directory) {
   return text.find("lockstep-trace") != std::string::npos;
 }
 
+// What writers of this trace left that were killed.
+void remove_abandoned(const fs::path& directory) {
+  const std::string prefix = directory.filename().string() + ".partial-";
+  std::error_code unreadable;
+  const fs::path parent = directory.has_parent_path() ? directory.parent_path() : fs::path(".");
+  for (const auto& each : fs::directory_iterator(parent, unreadable)) {
+    const std::string name = each.path().filename().string();
+    pid_t writer = 0;
+    if (!name.starts_with(prefix)) continue;
+    const char* end = name.data() + name.size();
+    const auto [read, error] = std::from_chars(name.data() + prefix.size(), end, writer);
+    if (error == std::errc() && read == end && ::kill(writer, 0) != 0 && errno == ESRCH)
+      fs::remove_all(each.path(), unreadable);
+  }
+}
+
 }  // namespace
 
 TraceWriter::TraceWriter(fs::path directory, std::string precision, TraceStorage storage)
@@ -91,6 +110,7 @@ TraceWriter::TraceWriter(fs::path directory, std::string precision, TraceStorage
            "[{}] -o: expected a new or empty directory or an earlier trace, got {}", directory_.string(),
            folder ? "a directory of other files" : "a file");
   }
+  remove_abandoned(directory_);
   partial_ = fs::path(directory_.string() + ".partial-" + std::to_string(::getpid()));
   refused.clear();
   fs::create_directories(partial_, refused);

@@ -114,8 +114,11 @@ class Pull : public testing::Test {
       return response;
     }
     const size_t from = request.range.empty() ? 0 : std::stoul(request.range);
-    response.status = request.range.empty() ? 200 : 206;
     response.body = wheel_.substr(from);
+    if (request.range.empty()) return response;
+    response.status = 206;
+    response.content_range = "bytes " + std::to_string(from) + "-" + std::to_string(wheel_.size() - 1) + "/" +
+                             std::to_string(wheel_.size());
     return response;
   }
   fs::path pull(const HttpServer& server) {
@@ -196,18 +199,42 @@ TEST_F(Pull, GoesOnFromAnEarlierPull) {
 }
 
 TEST_F(Pull, KeepsNothingOfAShorterFile) {
-  for (const bool ranges : {true, false}) {
+  for (const int64_t arrived : {0, 500}) {
     const HttpServer server([&](const Request& request) {
       if (!request.path.ends_with(".whl")) return answer(request);
       Response response;
       response.body = wheel_.substr(0, 500);
-      if (ranges && !request.range.empty()) response.status = 416;
+      if (!request.range.empty()) response.status = 416;
+      return response;
+    });
+    fs::create_directories(folder_);
+    std::ofstream(part(), std::ios::binary) << wheel_.substr(0, arrived);
+    EXPECT_NE(failure(server).find("size: expected"), std::string::npos);
+    EXPECT_FALSE(fs::exists(part()));
+  }
+}
+
+TEST_F(Pull, KeepsWhatArrivedWhereTheRestIsNoRest) {
+  struct Wrong {
+    int status;
+    std::string content_range, got;
+  };
+  for (const auto& [status, content_range, got] :
+       {Wrong{200, "", "got 18 bytes"}, Wrong{206, "bytes 0-17/99", "got a part from byte 0 on"},
+        Wrong{206, "", "got a part of unknown place"}}) {
+    const HttpServer server([&](const Request& request) {
+      if (!request.path.ends_with(".whl")) return answer(request);
+      Response response;
+      response.status = status;
+      response.content_range = content_range;
+      response.body = "<p>please log in</";
       return response;
     });
     fs::create_directories(folder_);
     std::ofstream(part(), std::ios::binary) << wheel_.substr(0, 500);
-    EXPECT_NE(failure(server).find("size: expected"), std::string::npos);
-    EXPECT_FALSE(fs::exists(part()));
+    const std::string message = failure(server);
+    EXPECT_NE(message.find("from byte 500 on, " + got), std::string::npos) << message;
+    EXPECT_EQ(contents(part()), wheel_.substr(0, 500));
   }
 }
 
@@ -358,6 +385,12 @@ TEST_F(Names, FindModels) {
   }
   fs::remove(hub / "refs/main");
   EXPECT_THROW(resolve_model("org/name"), Error) << "no revision";
+}
+
+TEST(Links, AreShownWithoutPasswords) {
+  EXPECT_EQ(shown_url("https://me:secret@h:8/simple/a@b?c@d"), "https://****@h:8/simple/a@b?c@d");
+  EXPECT_EQ(shown_url("https://h/simple/a@b"), "https://h/simple/a@b");
+  EXPECT_EQ(shown_url("me:se@cret@h"), "****@h");
 }
 
 TEST(Links, AreFoundAndMadeAbsolute) {

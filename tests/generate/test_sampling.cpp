@@ -74,6 +74,16 @@ TEST(Sampling, GreedyTakesTheLowerIdOfATie) {
   EXPECT_EQ(Sampler(biased).sample(logits, {}, 0), 2);
 }
 
+TEST(Sampling, ATinyTemperatureTakesTheLikeliest) {
+  const std::vector<float> logits = {-3, 11, 12, 14, 13};
+  for (const int64_t top_k : {0, 1, 3}) {
+    SamplingOptions options;
+    options.temperature = 1e-39F;
+    options.top_k = top_k;
+    for (int i = 0; i < 20; ++i) EXPECT_EQ(Sampler(options).sample(logits, {}, i), 3) << top_k;
+  }
+}
+
 TEST(Sampling, SeedAndPositionDecide) {
   const nlohmann::json data = fixture();
   SamplingOptions options;

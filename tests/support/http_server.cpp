@@ -60,6 +60,7 @@ void HttpServer::reply(int connection) {
                        " .\r\nContent-Type: " + response.type +
                        "\r\nContent-Length: " + std::to_string(announced) + "\r\nConnection: close\r\n";
   if (!response.location.empty()) answer += "Location: " + response.location + "\r\n";
+  if (!response.content_range.empty()) answer += "Content-Range: " + response.content_range + "\r\n";
   answer += "\r\n" + response.body;
   for (size_t sent = 0; sent < answer.size();) {
     const ssize_t count = ::send(connection, answer.data() + sent, answer.size() - sent, MSG_NOSIGNAL);

@@ -17,7 +17,8 @@ struct Request {
 struct Response {
   int status = 200;
   std::string type = "text/html";
-  std::string location;  ///< of a redirection
+  std::string location;       ///< of a redirection
+  std::string content_range;  ///< of a part of a file
   std::string body;
   int64_t announced = -1;  ///< Content-Length, if not that of the body; the connection is cut after the body
 };

@@ -209,6 +209,24 @@ TEST(Traces, LeaveNothingOfAnEarlierOne) {
   fs::remove_all(folder);
 }
 
+// A writer that was killed leaves its folder beside the trace; the next one sweeps it.
+TEST(Traces, SweepWhatAKilledWriterLeft) {
+  const fs::path folder = fs::path(testing::TempDir()) / ("swept-" + std::to_string(::getpid()));
+  const auto beside = [&](const std::string& writer) {
+    return fs::path(folder.string() + ".partial-" + writer);
+  };
+  const pid_t ended = ::fork();
+  if (ended == 0) ::_exit(0);
+  ::waitpid(ended, nullptr, 0);
+  const fs::path dead = beside(std::to_string(ended)), alive = beside("1"), other = beside("mine");
+  for (const fs::path& each : {dead, alive, other}) fs::create_directories(each);
+  record_trace_to(folder, model_of("llama"), follow(Trace::open(captured("llama"))));
+  EXPECT_FALSE(fs::exists(dead));
+  EXPECT_TRUE(fs::exists(alive)) << "its writer is at work";
+  EXPECT_TRUE(fs::exists(other));
+  for (const fs::path& each : {folder, alive, other}) fs::remove_all(each);
+}
+
 TEST(Faults, PlacesThatTheModelLacksAreRefused) {
   TraceOptions options = follow(Trace::open(captured("llama")));
   for (const char* fault : {"rope-flatten-heads@layer=77", "rope-flatten-heads@head=99"}) {
