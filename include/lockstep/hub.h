@@ -29,7 +29,7 @@ const std::vector<PackagedModel>& packaged_models();
 /// The model used where none is named.
 inline constexpr std::string_view kDefaultModel = "smollm2";
 
-/// ${XDG_CACHE_HOME:-~/.cache}/lockstep/models
+/// ${XDG_CACHE_HOME:-~/.cache}/lockstep/models. Error `not_found` where no variable names a home.
 std::filesystem::path models_directory();
 
 /// The files of `name`: a path that exists, the name of a packaged model that has been pulled, or a

@@ -45,14 +45,20 @@ class LineReader {
     el_set(edit_, EL_EDITOR, "emacs");
     el_set(edit_, EL_SIGNAL, 1);
     el_set(edit_, EL_HIST, ::history, history_);
-    file_ = (models_directory().parent_path() / "chat_history").string();
-    history(history_, &event_, H_LOAD, file_.c_str());
+    try {
+      file_ = models_directory().parent_path() / "chat_history";
+      history(history_, &event_, H_LOAD, file_.c_str());
+    } catch (const Error&) {
+      // Without a home directory nothing is remembered.
+    }
   }
   ~LineReader() {
     if (edit_ == nullptr) return;
     std::error_code ignored;
-    std::filesystem::create_directories(models_directory().parent_path(), ignored);
-    history(history_, &event_, H_SAVE, file_.c_str());
+    if (!file_.empty()) {
+      std::filesystem::create_directories(file_.parent_path(), ignored);
+      history(history_, &event_, H_SAVE, file_.c_str());
+    }
     history_end(history_);
     el_end(edit_);
   }
@@ -93,7 +99,7 @@ class LineReader {
   EditLine* edit_ = nullptr;
   History* history_ = nullptr;
   HistEvent event_{};
-  std::string file_;
+  std::filesystem::path file_;  // of the history; empty: none
 };
 
 class Conversation {

@@ -70,10 +70,10 @@ int run(int argc, char** argv) {
   return 0;
 }
 
-// Parts of a model's files are read through a map: where one ends early meanwhile, so does this.
+// Parts of models and traces are read through a map: where a file ends early meanwhile, so does this.
 void end_of_map(int) {
   static constexpr char kMessage[] =
-      "lockstep: [model] read: expected the file as it was when it was opened, got one that is cut short\n";
+      "lockstep: [input] read: expected a file as it was when it was opened, got it cut short\n";
   [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, kMessage, sizeof(kMessage) - 1);
   ::_exit(kCutShort);
 }
