@@ -99,7 +99,7 @@ void remove_abandoned(const fs::path& directory) {
 
 }  // namespace
 
-TraceWriter::TraceWriter(fs::path directory, std::string precision, TraceStorage storage)
+TraceWriter::TraceWriter(const fs::path& directory, std::string precision, TraceStorage storage)
     : directory_(directory.lexically_normal()), precision_(std::move(precision)), storage_(storage) {
   if (!directory_.has_filename()) directory_ = directory_.parent_path();
   std::error_code refused;

@@ -23,7 +23,7 @@ class TraceWriter {
  public:
   /// Writes beside the directory until the trace is whole. Error `io`; `invalid_argument` for a directory of
   /// other files.
-  TraceWriter(std::filesystem::path directory, std::string precision, TraceStorage storage);
+  TraceWriter(const std::filesystem::path& directory, std::string precision, TraceStorage storage);
   /// Removes what is not finished.
   ~TraceWriter();
   TraceWriter(const TraceWriter&) = delete;
