@@ -5,6 +5,8 @@
 #include <cstdio>
 #include <cstring>
 #include <numeric>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 namespace lockstep::cli {
@@ -41,10 +43,30 @@ size_t distance(std::string_view one, std::string_view other) {
   return row.back();
 }
 
-// "; did you mean X?" if one of them is near.
+// What other tools call some flags.
+constexpr std::pair<std::string_view, std::string_view> kElsewhere[] = {
+    {"--n-predict", "--max-tokens"},
+    {"--predict", "--max-tokens"},
+    {"--max-new-tokens", "--max-tokens"},
+    {"--temperature", "--temp"},
+    {"--ctx-size", "--context"},
+    {"--n-ctx", "--context"},
+    {"--file", "--prompt-file"},
+    {"--system-prompt", "--system"},
+    {"--repetition-penalty", "--repeat-penalty"},
+    {"--cache-type-k", "--kv-type"},
+    {"--cache-type-v", "--kv-type"},
+    {"--random-seed", "--seed"},
+};
+
+// "; did you mean X?" if one of them is near, or is what another tool calls so.
 std::string did_you_mean(std::string_view word, const std::vector<std::string>& names) {
   constexpr size_t kNear = 2;
   std::string nearest;
+  for (const auto& [elsewhere, here] : kElsewhere) {
+    if (word == elsewhere && std::find(names.begin(), names.end(), here) != names.end()) nearest = here;
+  }
+  if (!nearest.empty()) return "; here it is " + nearest;
   size_t least =
       std::min(kNear + 1, std::max<size_t>(word.size(), 1) - 1);  // of "-z" nobody knows what was meant
   for (const std::string& name : names) {

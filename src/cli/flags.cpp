@@ -74,16 +74,21 @@ void GenerateFlags::declare(CLI::App& verb) {
       ->check(in_range(0.0F, kLargest, "0 or more"))
       ->capture_default_str();
   verb.add_option("--top-k", sampling.top_k, "sample among the k most likely; 0: all")
-      ->check(in_range(int64_t{0}, int64_t{1} << 31));
+      ->check(in_range(int64_t{0}, int64_t{1} << 31))
+      ->capture_default_str();
   verb.add_option("--top-p", sampling.top_p, "sample among the fewest that reach this probability")
-      ->check(in_range(kLeast, 1.0F, "more than 0, at most 1"));
+      ->check(in_range(kLeast, 1.0F, "more than 0, at most 1"))
+      ->capture_default_str();
   verb.add_option("--min-p", sampling.min_p, "sample among those this many times as likely as the likeliest")
-      ->check(in_range(0.0F, 1.0F, "0 to 1"));
+      ->check(in_range(0.0F, 1.0F, "0 to 1"))
+      ->capture_default_str();
   verb.add_option("--repeat-penalty", sampling.repeat_penalty,
                   "divide the logits of recent tokens by this; 1: off")
-      ->check(in_range(kLeast, kLargest, "more than 0"));
+      ->check(in_range(kLeast, kLargest, "more than 0"))
+      ->capture_default_str();
   verb.add_option("--seed", sampling.seed, "of the random numbers: equal seed, equal text")
-      ->check(in_range(uint64_t{0}, UINT64_MAX));
+      ->check(in_range(uint64_t{0}, UINT64_MAX))
+      ->capture_default_str();
   verb.add_option("--stop", options.stop, "end before this string; may be repeated")->allow_extra_args(false);
 }
 

@@ -40,6 +40,12 @@ nlohmann::json logprobs_json(const Tokenizer& tokenizer, const std::vector<Logpr
   return list;
 }
 
+std::string hexadecimal(uint64_t hash) {
+  char text[17];
+  std::snprintf(text, sizeof(text), "%016llx", static_cast<unsigned long long>(hash));
+  return text;
+}
+
 std::string prompt_text(const Flags& flags) {
   if (flags.prompt) return *flags.prompt;
   if (flags.prompt_file) return read_text(*flags.prompt_file);
@@ -74,6 +80,10 @@ void run(const Flags& flags) {
                           {"prompt_ids", prompt},
                           {"ids", result.ids},
                           {"finish_reason", result.finish_reason},
+                          {"logits_hash", hexadecimal(result.logits_hash)},
+                          {"isa", model->isa()},
+                          {"precision", precision_name(model->precision())},
+                          {"threads", model->threads()},
                           {"timings",
                            {{"load_ms", load.count()},
                             {"ttft_ms", t.ttft_ms},
@@ -91,10 +101,10 @@ void run(const Flags& flags) {
   const double gbs = static_cast<double>(model->info().token_bytes) * t.decode_tps * 1e-9;
   std::fprintf(stderr,
                "%zu prompt + %zu new tokens | prefill %.1f tokens/s, first after %.0f ms%s | decode "
-               "%.1f tokens/s, %.1f GB/s | %s, %s, %s | logits %016lx\n",
+               "%.1f tokens/s, %.1f GB/s | %s, %s, %s | logits %s\n",
                prompt.size(), result.ids.size(), t.prefill_tps, t.ttft_ms, packing.c_str(), t.decode_tps, gbs,
                std::string(model->isa()).c_str(), std::string(precision_name(model->precision())).c_str(),
-               counted(model->threads(), "thread").c_str(), static_cast<unsigned long>(result.logits_hash));
+               counted(model->threads(), "thread").c_str(), hexadecimal(result.logits_hash).c_str());
 }
 
 }  // namespace

@@ -306,7 +306,14 @@ void run_replay(const DiffFlags& flags) {
 void run_floor(const FloorFlags& flags) {
   or_inconclusive([&] {
     std::vector<Trace> variants;
-    for (const std::string& each : flags.variants) variants.push_back(Trace::open(each));
+    for (const std::string& each : flags.variants) {
+      variants.push_back(Trace::open(each));
+      std::error_code unknown;
+      if (std::filesystem::equivalent(each, flags.truth, unknown))
+        throw Error(
+            ErrorCode::invalid_argument,
+            "[" + each + "] variant: expected another computation than the truth, got the same trace");
+    }
     const std::string floor = measure_floor(Trace::open(flags.truth), variants, flags.policy);
     for (const auto& warning : nlohmann::json::parse(floor).at("warnings"))
       print_error("[floor] warning: " + warning.get<std::string>());
@@ -314,6 +321,7 @@ void run_floor(const FloorFlags& flags) {
     file << floor << "\n";
     file.close();
     if (!file) throw Error(ErrorCode::io, "[" + flags.out + "] write: expected a file that can be written");
+    std::fprintf(stderr, "%s: the noise floor of %s\n", flags.out.c_str(), flags.policy.c_str());
   });
 }
 
@@ -454,7 +462,7 @@ void declare_diff(CLI::App& app) {
       ->type_name("PRECISION/KV");
   declare_comparison(*verb, *flags);
   verb->footer(
-      "Exit status: 0 within the floor, 1 divergent, 2 cannot conclude, 3 usage.\n"
+      "Exit status: 0 within the floor, 1 divergent, 2 cannot conclude, 3 a wrong command line or file.\n"
       "Example:\n  lockstep diff mine reference --html report.html");
   verb->callback([flags] { run_diff(*flags); });
 }
@@ -501,7 +509,7 @@ void declare_bisect(CLI::App& app) {
   declare_comparison(*verb, *flags);
   verb->footer(
       "Keeps little of a long run: what lies between layers, then one layer.\n"
-      "Exit status: 0 within the floor, 1 divergent, 2 cannot conclude, 3 usage.\n"
+      "Exit status: 0 within the floor, 1 divergent, 2 cannot conclude, 3 a wrong command line or file.\n"
       "Example:\n  lockstep bisect -m model reference --graft");
   verb->callback([flags] { run_bisect(*flags); });
 }
@@ -535,7 +543,7 @@ void declare_check(CLI::App& app) {
       "Logits must be the same, bit for bit, for any number of threads, chunks, batch and reuse of the "
       "cache;\n"
       "attention, RoPE, grouped queries, experts and windows must keep what they promise by definition.\n"
-      "Exit status: 0 all held, 1 one is broken, 2 cannot conclude, 3 usage.\n"
+      "Exit status: 0 all held, 1 one is broken, 2 cannot conclude, 3 a wrong command line or file.\n"
       "Example:\n  lockstep check -m model.gguf");
   verb->callback([flags] { or_inconclusive([&] { run_check(*flags); }, &flags->model); });
 }
@@ -548,6 +556,13 @@ void declare_selftest(CLI::App& app) {
       ->type_name("DIR")
       ->capture_default_str();
   verb->add_flag("--json", flags->json, "print one JSON object");
+  verb->footer(
+      "Each fault is put into our own engine, on tiny models with committed traces of transformers; clean "
+      "runs\n"
+      "must raise no alarm. docs/faults.md tells what each does.\n"
+      "Exit status: 0 all found, 1 one was missed or a clean run raised an alarm, 3 a wrong command line or "
+      "file.\n"
+      "Example:\n  lockstep selftest");
   verb->callback([flags] { or_usage([&] { run_selftest(*flags); }); });
 }
 

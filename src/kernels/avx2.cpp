@@ -263,7 +263,10 @@ inline I operator+(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_ep
 inline I operator-(I x, I y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
 inline I shift_left(I x, int n) { return {_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)}; }
 
+// In memory the sums of a tile do better: registers are too few.
+#define LOCKSTEP_UNROLL_SUMS
 #include "kernels/generic/all.h"
+#undef LOCKSTEP_UNROLL_SUMS
 
 }  // namespace
 

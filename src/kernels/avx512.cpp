@@ -206,7 +206,11 @@ inline I operator+(I x, I y) { return {_mm512_add_epi32(x.v, y.v)}; }
 inline I operator-(I x, I y) { return {_mm512_sub_epi32(x.v, y.v)}; }
 inline I shift_left(I x, int n) { return {_mm512_slli_epi32(x.v, static_cast<unsigned>(n))}; }
 
+// Before a loop that begins or ends the sums of a tile, and is in no other loop: such loops GCC unrolls early
+// only where told to, and an array indexed in one that is not lies in memory.
+#define LOCKSTEP_UNROLL_SUMS _Pragma("GCC unroll 8")
 #include "kernels/generic/all.h"
+#undef LOCKSTEP_UNROLL_SUMS
 
 }  // namespace
 

@@ -79,8 +79,12 @@ struct Table {
   void (*linear_fixed16)(const LinearArgs& args, int64_t begin, int64_t end);
   void (*linear_fixed8)(const LinearArgs& args, int64_t begin, int64_t end);
   int narrow_bits;
-  /// From so many rows on it is faster to unpack weights once for all of them (`LinearArgs::many`).
+  /// From so many rows on it is faster to unpack weights once for all of them (`LinearArgs::many`): weights
+  /// of any format, and those that take little to unpack, codes of 4 or 8 bits with one scale a block.
   int64_t many_rows;
+  int64_t many_rows_quick;
+  /// Whether a product of `rows` rows with weights of this format is one of many.
+  bool takes_many(DType dtype, int64_t rows) const;
   /// Rounds one row of `columns` values to blocks of fixed point. For `many` rows digits may be kept in
   /// another way: the same numbers, and where not `many_digits` the same bytes.
   void (*to_fixed16)(const float* x, int64_t columns, bool many, Fixed16* blocks);

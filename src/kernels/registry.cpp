@@ -1,3 +1,4 @@
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -17,8 +18,11 @@ const Table& avx512() {
   static const Table table = [] {
     Table here = kAvx512;
     // Zen 4 carries out 512 bits in halves, and products leave it half of its pipes: what unpacking takes
-    // hides there, until rows are many.
-    if (__builtin_cpu_is("amdfam19h")) here.many_rows = 64;
+    // hides there, all of it or until rows are many.
+    if (__builtin_cpu_is("amdfam19h")) {
+      here.many_rows = 64;
+      here.many_rows_quick = std::numeric_limits<int64_t>::max();
+    }
     return here;
   }();
   return table;
@@ -33,6 +37,17 @@ const Table& avx512bf16() {
 #else
 const bool kPastCaches = false;
 #endif
+
+bool Table::takes_many(DType dtype, int64_t rows) const {
+  switch (dtype) {
+    case DType::q4_0:
+    case DType::q4_1:
+    case DType::q8_0:
+    case DType::mlx_q4:
+    case DType::mlx_q8: return rows >= many_rows_quick;
+    default: return rows >= many_rows;
+  }
+}
 
 std::span<const Table* const> available() {
   static const std::vector<const Table*> tables = [] {

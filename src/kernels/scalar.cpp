@@ -248,7 +248,9 @@ inline I shift_left(I x, int n) {
   return lanes<I>([&](int i) { return static_cast<int32_t>(bits(x.v[i]) << n); });
 }
 
+#define LOCKSTEP_UNROLL_SUMS
 #include "kernels/generic/all.h"
+#undef LOCKSTEP_UNROLL_SUMS
 
 }  // namespace
 

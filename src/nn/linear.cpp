@@ -13,9 +13,9 @@ void Activations::make(Rows<Block>& rows, int64_t width, Round round) const {
   });
 }
 
-void Activations::prepare(InputForm form, int64_t rows) {
+void Activations::prepare(InputForm form, const quant::PanelMatrix& weight, int64_t rows) {
   const kernels::Table& table = *runtime_.kernels;
-  const bool many = many_form(rows);
+  const bool many = many_form(table.takes_many(weight.dtype, rows));
   switch (form) {
     case InputForm::f32: break;
     case InputForm::fixed16:
@@ -34,16 +34,16 @@ void Activations::prepare(InputForm form, int64_t rows) {
 
 void Activations::bind(InputForm form, int64_t first, kernels::LinearArgs& args) const {
   args.x_stride = blocks();
-  args.many = args.rows >= runtime_.kernels->many_rows;
+  args.many = runtime_.kernels->takes_many(args.weight->dtype, args.rows);
   switch (form) {
     case InputForm::f32:
       args.x = x_ + first * columns_;
       args.x_stride = columns_;
       break;
     case InputForm::fixed16:
-      args.x_fixed16 = fixed16_[many_form(args.rows)]->data() + first * blocks();
+      args.x_fixed16 = fixed16_[many_form(args.many)]->data() + first * blocks();
       break;
-    case InputForm::fixed8: args.x_fixed8 = fixed8_[many_form(args.rows)]->data() + first * blocks(); break;
+    case InputForm::fixed8: args.x_fixed8 = fixed8_[many_form(args.many)]->data() + first * blocks(); break;
     case InputForm::bf16:
       args.x_bf16 = bf16_->data() + first * even_columns();
       args.x_stride = even_columns();
@@ -123,8 +123,9 @@ std::vector<Tensor> linear(const Tensor& x, std::initializer_list<const Linear*>
   std::vector<Product> products;
   for (const Linear* layer : layers) {
     Tensor& y = results.emplace_back(Shape{rows, layer->out_features()});
-    const InputForm form = input_form(runtime, layer->weight->matrix(), layer->role);
-    activations.prepare(form, rows);
+    const quant::PanelMatrix& weight = layer->weight->matrix();
+    const InputForm form = input_form(runtime, weight, layer->role);
+    activations.prepare(form, weight, rows);
     products.push_back({layer->weight.get(), 0, &activations, form, 0, rows, y.data()});
   }
   multiply(runtime, products);

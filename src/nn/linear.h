@@ -49,9 +49,9 @@ class Activations {
   Activations(const Runtime& runtime, const float* x, int64_t rows, int64_t columns)
       : runtime_(runtime), x_(x), rows_(rows), columns_(columns) {}
 
-  /// Makes the form for products of `rows` rows unless it is there.
-  void prepare(InputForm form, int64_t rows);
-  /// Points a product of args.rows rows at [first, ...) in a form that was prepared for it.
+  /// Makes the form for products of `rows` rows with a weight unless it is there.
+  void prepare(InputForm form, const quant::PanelMatrix& weight, int64_t rows);
+  /// Points a product of args.rows rows with args.weight at [first, ...) in a form that was prepared for it.
   void bind(InputForm form, int64_t first, kernels::LinearArgs& args) const;
 
  private:
@@ -61,10 +61,8 @@ class Activations {
   /// round(x, y): of one row.
   template <typename Block, typename Round>
   void make(Rows<Block>& rows, int64_t width, Round round) const;
-  // Which of the forms products of `rows` rows take.
-  bool many_form(int64_t rows) const {
-    return runtime_.kernels->many_digits && rows >= runtime_.kernels->many_rows;
-  }
+  // Which of the forms such products take.
+  bool many_form(bool many) const { return runtime_.kernels->many_digits && many; }
   int64_t blocks() const { return (columns_ + quant::kBlock - 1) / quant::kBlock; }
   int64_t even_columns() const { return (columns_ + 1) / 2 * 2; }
 

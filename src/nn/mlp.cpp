@@ -51,7 +51,7 @@ void add_products(const Dispatch& plan, const Runtime& runtime, const quant::Pac
     if (rows == 0) continue;
     // Experts may be stored differently.
     const InputForm form = input_form(runtime, weight.matrix(e), role);
-    x.prepare(form, rows);
+    x.prepare(form, weight.matrix(e), rows);
     products.push_back({&weight, e, &x, form, plan.first[e], rows, y.row(plan.first[e])});
   }
 }

@@ -123,6 +123,16 @@ TEST_F(Verbs, RoundingWithoutAFloorIsInconclusive) {
   EXPECT_TRUE(said("no floor for policy exact/f16: measure one")) << said_;
 }
 
+TEST_F(Verbs, OneTraceIsNoNoise) {
+  ASSERT_EQ(run("trace -m models/llama --ids 1,2,3 -o truth"), 0);
+  ASSERT_EQ(run("trace -m models/llama --ids 1,2,3 --precision exact -o variant"), 0);
+  EXPECT_EQ(run("floor truth variant truth/ -o floor.json"), 3);
+  EXPECT_TRUE(said("expected another computation than the truth, got the same trace")) << said_;
+  EXPECT_FALSE(fs::exists(folder_ / "floor.json"));
+  EXPECT_EQ(run("floor truth variant -o floor.json"), 0) << said_;
+  EXPECT_TRUE(said("floor.json: the noise floor of f32/f32")) << said_;
+}
+
 TEST_F(Verbs, TracesNamedInTheWrongOrderAreSaid) {
   ASSERT_EQ(run("trace -m models/llama --follow traces/llama -o mine"), 0) << said_;
   run("diff traces/llama mine");

@@ -162,20 +162,19 @@ inline void code_sums(I (&sums)[P][R], const std::byte* const (&codes)[P], int f
   }
 }
 
-// f32 sums of a tile in registers, and left in memory.
+// f32 sums of a tile in registers (see LOCKSTEP_UNROLL_SUMS), and left in memory.
 template <int P, int R>
 struct InRegisters {
   F values[P][R];
 
-  InRegisters() {
-    for (auto& rows : values) std::fill_n(rows, R, zero());
-  }
   explicit InRegisters(const Sums& sums) {
+    LOCKSTEP_UNROLL_SUMS
     for (int p = 0; p < P; ++p) {
       for (int r = 0; r < R; ++r) values[p][r] = load(sums.at(p, r));
     }
   }
   void save(const Sums& sums) const {
+    LOCKSTEP_UNROLL_SUMS
     for (int p = 0; p < P; ++p) {
       for (int r = 0; r < R; ++r) store(sums.at(p, r), values[p][r]);
     }
@@ -256,7 +255,9 @@ void fixed_rows(const LinearArgs& args, const typename Form::Block* first, int64
   const typename Form::Block* x[R];
   for (int r = 0; r < R; ++r) x[r] = first + (row + r) * args.x_stride;
   const auto* end = x[0] + args.x_stride;
-  InRegisters<P, R> acc;
+  alignas(64) float outputs[P * R * kLanes] = {};  // [P, R, 16]
+  const Sums sums{outputs, R * kLanes};
+  InMemory acc(sums);
   int64_t at = 0;  // byte of the panels
   while (x[0] != end) {
     // As short a loop as possible: unrolled, its instructions would no longer come from the cache of decoded
@@ -274,7 +275,7 @@ void fixed_rows(const LinearArgs& args, const typename Form::Block* first, int64
     for (int p = 0; p < P; ++p) units[p] += unit_bytes;
   }
   for (int p = 0; p < P; ++p) {
-    for (int r = 0; r < R; ++r) store_outputs(args, panel + p, row + r, acc.get(p, r));
+    for (int r = 0; r < R; ++r) store_outputs(args, panel + p, row + r, load(sums.at(p, r)));
   }
 }
 

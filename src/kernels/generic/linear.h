@@ -8,8 +8,9 @@ void plain_rows(const LinearArgs& args, int64_t panel, int64_t row) {
   for (int p = 0; p < P; ++p) at[p] = args.weight->panel(panel + p);
   const float* x = args.x + row * args.x_stride;
   F acc[P][R];
-  for (auto& rows : acc) {
-    for (auto& a : rows) a = zero();
+  LOCKSTEP_UNROLL_SUMS
+  for (int p = 0; p < P; ++p) {
+    for (int r = 0; r < R; ++r) acc[p][r] = zero();
   }
   const auto column = [&](int64_t k, const F(&weights)[P]) {
     for (int r = 0; r < R; ++r) {
@@ -31,6 +32,7 @@ void plain_rows(const LinearArgs& args, int64_t panel, int64_t row) {
       if (i == 0 || k + i < args.weight->columns) column(k + i, weights[i]);
     }
   }
+  LOCKSTEP_UNROLL_SUMS
   for (int p = 0; p < P; ++p) {
     for (int r = 0; r < R; ++r) store_outputs(args, panel + p, row + r, acc[p][r]);
   }
@@ -41,6 +43,7 @@ template <int R, int P>
 [[gnu::noinline]] void float_rows(const std::byte* (&panels)[P], int64_t columns, const float* x,
                                   int64_t x_stride, const Sums& sums) {
   F acc[P][R];
+  LOCKSTEP_UNROLL_SUMS
   for (int p = 0; p < P; ++p) {
     for (int r = 0; r < R; ++r) acc[p][r] = load(sums.at(p, r));
   }
@@ -53,6 +56,7 @@ template <int R, int P>
       for (int p = 0; p < P; ++p) acc[p][r] = fma(weights[p], value, acc[p][r]);
     }
   }
+  LOCKSTEP_UNROLL_SUMS
   for (int p = 0; p < P; ++p) {
     for (int r = 0; r < R; ++r) store(sums.at(p, r), acc[p][r]);
   }

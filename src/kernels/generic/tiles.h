@@ -38,16 +38,27 @@ inline void tile_rows(int64_t count, const Rows& rows) {
   }
 }
 
+// What is at work at once: rows whose activations fit the second cache, while so many panels pass by, which
+// stay in it for the rows that follow.
+constexpr int64_t kRowsTogether = 128;
+constexpr int64_t kPanelsTogether = 8;
+
 // Calls run<R, P>(row, panel) over all rows and panels [begin, end), P = kPanelTile together where there are
 // as many. A last odd panel is too rare to be worth tiles of rows.
 template <int kTile, typename Run>
 inline void tile(const LinearArgs& args, int64_t begin, int64_t end, const Run& run) {
-  int64_t panel = begin;
-  for (; panel + kPanelTile <= end; panel += kPanelTile) {
-    tile_rows<kTile>(args.rows,
-                     [&]<int R>(int64_t row) { run.template operator()<R, kPanelTile>(row, panel); });
-  }
-  for (; panel < end; ++panel) {
-    tile_rows<1>(args.rows, [&]<int R>(int64_t row) { run.template operator()<R, 1>(row, panel); });
+  for (; begin < end; begin += kPanelsTogether) {
+    const int64_t last = std::min(end, begin + kPanelsTogether);
+    for (int64_t first = 0; first < args.rows; first += kRowsTogether) {
+      const int64_t rows = std::min(kRowsTogether, args.rows - first);
+      int64_t panel = begin;
+      for (; panel + kPanelTile <= last; panel += kPanelTile) {
+        tile_rows<kTile>(
+            rows, [&]<int R>(int64_t row) { run.template operator()<R, kPanelTile>(first + row, panel); });
+      }
+      for (; panel < last; ++panel) {
+        tile_rows<1>(rows, [&]<int R>(int64_t row) { run.template operator()<R, 1>(first + row, panel); });
+      }
+    }
   }
 }

@@ -7,9 +7,6 @@
 // What is at work at once: up to `kTogether` blocks, which with the activations of a few rows fit the nearest
 // cache; rows whose activations in these columns fit the next one, while panels pass by.
 
-constexpr int64_t kRowsTogether = 128;
-constexpr int64_t kPanelsTogether = 8;
-
 // Sums of some rows of the first of several panels: 16 of panel p and row r lie at(p, r).
 struct Sums {
   float* first;
