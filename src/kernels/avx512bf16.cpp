@@ -61,8 +61,9 @@ void pair_panels(const LinearArgs& args, int64_t panel) {
 }
 
 void linear_bf16(const LinearArgs& args, int64_t begin, int64_t end) {
-  for (; begin + 2 <= end; begin += 2) pair_panels<2>(args, begin);
-  if (begin < end) pair_panels<1>(args, begin);
+  const bool one_stream = kOneStream && args.rows == 1;
+  for (; begin + 2 <= end && !one_stream; begin += 2) pair_panels<2>(args, begin);
+  for (; begin < end; ++begin) pair_panels<1>(args, begin);
 }
 
 void to_bf16(const float* x, int64_t n, uint16_t* y) {

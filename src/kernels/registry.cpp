@@ -11,6 +11,7 @@ namespace lockstep::kernels {
 #if defined(__x86_64__)
 // Found out here, where no instruction is used that a processor may lack.
 const bool kPastCaches = __builtin_cpu_is("amd") != 0;
+const bool kOneStream = __builtin_cpu_is("amd") != 0;
 
 namespace {
 
@@ -36,6 +37,7 @@ const Table& avx512bf16() {
 }  // namespace
 #else
 const bool kPastCaches = false;
+const bool kOneStream = false;
 #endif
 
 bool Table::takes_many(DType dtype, int64_t rows) const {

@@ -9,6 +9,9 @@ namespace lockstep::kernels {
 /// Whether weights that are read once come past the caches: on AMD's processors the faster, on Intel's by far
 /// the slower.
 extern const bool kPastCaches;
+/// Whether memory is read faster panel after panel than two of them side by side: on AMD's processors, where
+/// one row then takes one panel at a time.
+extern const bool kOneStream;
 
 extern const Table kScalar;
 #if defined(__x86_64__)

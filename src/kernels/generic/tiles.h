@@ -44,15 +44,16 @@ constexpr int64_t kRowsTogether = 128;
 constexpr int64_t kPanelsTogether = 8;
 
 // Calls run<R, P>(row, panel) over all rows and panels [begin, end), P = kPanelTile together where there are
-// as many. A last odd panel is too rare to be worth tiles of rows.
+// as many and memory does not want one stream. A last odd panel is too rare to be worth tiles of rows.
 template <int kTile, typename Run>
 inline void tile(const LinearArgs& args, int64_t begin, int64_t end, const Run& run) {
+  const bool one_stream = kOneStream && args.rows == 1;
   for (; begin < end; begin += kPanelsTogether) {
     const int64_t last = std::min(end, begin + kPanelsTogether);
     for (int64_t first = 0; first < args.rows; first += kRowsTogether) {
       const int64_t rows = std::min(kRowsTogether, args.rows - first);
       int64_t panel = begin;
-      for (; panel + kPanelTile <= last; panel += kPanelTile) {
+      for (; panel + kPanelTile <= last && !one_stream; panel += kPanelTile) {
         tile_rows<kTile>(
             rows, [&]<int R>(int64_t row) { run.template operator()<R, kPanelTile>(first + row, panel); });
       }
