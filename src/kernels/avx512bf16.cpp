@@ -24,6 +24,7 @@ void pair_rows(const LinearArgs& args, int64_t panel, int64_t row) {
   const int64_t panel_bytes = args.weight->panel_bytes;
   const uint16_t* x = args.x_bf16 + row * args.x_stride;
   __m512 acc[P][R];
+  // Early, so that they become registers (see LOCKSTEP_UNROLL_SUMS).
 #pragma GCC unroll 8
   for (int p = 0; p < P; ++p) {
     for (int r = 0; r < R; ++r) acc[p][r] = _mm512_setzero_ps();
