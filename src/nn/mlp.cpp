@@ -83,19 +83,20 @@ Tensor route(const Tensor& logits, int64_t experts_per_token) {
   return weights;
 }
 
-Tensor swiglu(const Tensor& gate, const Tensor& up, const Runtime& runtime) {
-  Tensor act(gate.shape());
-  runtime.for_rows(act.shape()[0], act.row_size(), [&](int64_t begin, int64_t end) {
-    runtime.kernels->silu_mul(gate.row(begin), up.row(begin), act.row(begin), (end - begin) * act.row_size());
+Tensor swiglu(Tensor gate, const Tensor& up, const Runtime& runtime) {
+  runtime.for_rows(gate.shape()[0], gate.row_size(), [&](int64_t begin, int64_t end) {
+    runtime.kernels->silu_mul(gate.row(begin), up.row(begin), gate.row(begin),
+                              (end - begin) * gate.row_size());
   });
-  return act;
+  return gate;
 }
 
 Tensor mlp(const Tensor& x, const Linear& gate, const Linear& up, const Linear& down, int layer, Taps& tap) {
   std::vector<Tensor> hidden = linear(x, {&gate, &up});
   tap(layer, Site::gate, hidden[0]);
   tap(layer, Site::up, hidden[1]);
-  const Tensor act = tap(layer, Site::act, swiglu(hidden[0], hidden[1], *gate.runtime));
+  const Tensor act = tap(layer, Site::act, swiglu(std::move(hidden[0]), hidden[1], *gate.runtime));
+  hidden.clear();  // the largest of a pass
   return tap(layer, Site::down, linear(act, down));
 }
 
@@ -122,7 +123,7 @@ Tensor sparse_moe(const Tensor& x, const Linear& router, const SwitchGLU& expert
   multiply(runtime, products);
   show_pairs(plan, rows, gate, layer, Site::expert_gate, tap);
   show_pairs(plan, rows, up, layer, Site::expert_up, tap);
-  Tensor act = swiglu(gate, up, runtime);
+  Tensor act = swiglu(std::move(gate), up, runtime);
   show_pairs(plan, rows, act, layer, Site::expert_act, tap);
 
   products.clear();

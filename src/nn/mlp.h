@@ -8,8 +8,8 @@
 
 namespace lockstep::nn {
 
-/// silu(gate) * up, element by element. gate, up: [T, intermediate].
-Tensor swiglu(const Tensor& gate, const Tensor& up, const Runtime& runtime);
+/// silu(gate) * up, element by element, in gate's memory. gate, up: [T, intermediate].
+Tensor swiglu(Tensor gate, const Tensor& up, const Runtime& runtime);
 
 /// down(silu(gate(x)) * up(x)). x: [T, hidden] -> [T, hidden].
 Tensor mlp(const Tensor& x, const Linear& gate, const Linear& up, const Linear& down, int layer, Taps& tap);

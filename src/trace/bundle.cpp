@@ -299,9 +299,10 @@ Tensor run_operation(const Reader& bundle, const nn::Runtime& runtime, KvType kv
     return nn::rms_norm(x, weight, bundle.get<float>("eps"), runtime);
   }
   if (op == "silu_mul") {
-    const Tensor gate = input(0), up = input(1);
+    Tensor gate = input(0);
+    const Tensor up = input(1);
     require(gate.shape() == up.shape(), bundle, "silu_mul");
-    return nn::swiglu(gate, up, runtime);
+    return nn::swiglu(std::move(gate), up, runtime);
   }
   if (op == "add") {
     Tensor x = input(0);
