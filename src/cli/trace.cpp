@@ -557,11 +557,9 @@ void declare_selftest(CLI::App& app) {
       ->capture_default_str();
   verb->add_flag("--json", flags->json, "print one JSON object");
   verb->footer(
-      "Each fault is put into our own engine, on tiny models with committed traces of transformers; clean "
-      "runs\n"
-      "must raise no alarm. docs/faults.md tells what each does.\n"
-      "Exit status: 0 all found, 1 one was missed or a clean run raised an alarm, 3 a wrong command line or "
-      "file.\n"
+      "Each fault is put into our own engine, on tiny models with committed traces of transformers;\n"
+      "clean runs must raise no alarm. docs/faults.md tells what each fault does.\n"
+      "Exit status: 0 all found, 1 one missed or an alarm in a clean run, 3 a wrong command line or file.\n"
       "Example:\n  lockstep selftest");
   verb->callback([flags] { or_usage([&] { run_selftest(*flags); }); });
 }
