@@ -19,7 +19,9 @@ namespace {
 
 constexpr std::string_view kName = "avx2";
 constexpr int kRowTile = 6;         // rows of activations that share an unpacked weight, f32
-constexpr int kRowTileFixed = 4;    // the same in fixed point
+constexpr int kRowTileFixed = 4;    // the same in fixed point,
+constexpr int kRowTilePlanes = 2;   // and where a row has two planes
+constexpr int kFewWideBits = 5;     // the widest codes that few rows of 16 bits multiply in two planes
 constexpr int kManyTileWide = 4;    // the same where there are many rows, in 16 bits
 constexpr int kManyTileNarrow = 4;  // and in 8
 constexpr bool kManyWideSumsInMemory = false;
@@ -195,14 +197,13 @@ inline B broadcast(const int8_t* x) {
 // Products of unsigned codes with signed bytes, four columns at a time. Pairs add up in 16 bits, exactly for
 // as many quads as `run` says. Codes of 8 bits do not fit.
 struct ByteProducts {
-  static constexpr bool kInts = false;
+  static constexpr bool kGoesOn = false;
   static constexpr bool kChained = false;
   static constexpr bool kUnsignedDigits = false;
-  static constexpr int alike(int bits) { return bits <= 5 ? 5 : bits; }
-  static constexpr int taken_off(int, int) { return 0; }
+  static constexpr int kWidePlanes = 2;
   static constexpr int kVectors = 1;  // that a quad of codes becomes
   static constexpr int run(int bits) { return 1 << (7 - bits); }
-  static constexpr int digits_at(int quad, int, int) { return 4 * quad; }
+  static constexpr int digits_at(int quad, int plane, int) { return 32 * plane + 4 * quad; }
 
   template <int kBits>
   static void split(B quad, B* vectors) {
@@ -212,15 +213,55 @@ struct ByteProducts {
     return {_mm256_add_epi16(sum.a, _mm256_maddubs_epi16(codes.a, x.a)),
             _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(codes.b, x.b))};
   }
-  static I total(I sum) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    return {_mm256_madd_epi16(sum.a, ones), _mm256_madd_epi16(sum.b, ones)};
+  static I total(I sum) { return times(sum, 1); }
+  static I high_total(I sum) { return times(sum, 256); }
+  static void store_planes(int8_t* high, int8_t* low, I x) {
+    const __m256i half = _mm256_set1_epi32(128);
+    store_bytes(high, I{_mm256_srai_epi32(_mm256_add_epi32(x.a, half), 8),
+                        _mm256_srai_epi32(_mm256_add_epi32(x.b, half), 8)});
+    store_bytes(low, x);
+  }
+
+ private:
+  // Pairs of 16-bit sums, each times `factor`.
+  static I times(I sum, int16_t factor) {
+    const __m256i factors = _mm256_set1_epi16(factor);
+    return {_mm256_madd_epi16(sum.a, factors), _mm256_madd_epi16(sum.b, factors)};
+  }
+};
+// Products of signed codes with unsigned bytes, 128 more than the activations: what is to be taken off
+// depends on codes alone, and is where sums start. Those of 16 columns fit 16 bits, whatever they are on the
+// way.
+struct ManyByteProducts : ByteProducts {
+  static constexpr bool kGoesOn = true;
+  static constexpr bool kUnsignedDigits = true;
+  static constexpr int alike(int) { return kNarrowBits; }
+  static constexpr int taken_off(int, int offset) { return offset; }
+  static constexpr int run(int) { return 4; }
+
+  static I add(I sum, B codes, B x) { return ByteProducts::add(sum, x, codes); }
+  static B minus(B codes, int offset) {
+    const __m256i bytes = _mm256_set1_epi8(static_cast<char>(offset));
+    return {_mm256_sub_epi8(codes.a, bytes), _mm256_sub_epi8(codes.b, bytes)};
+  }
+  // sum + 128 * codes
+  static I add_raised(I sum, B codes) {
+    const __m256i raised = _mm256_set1_epi8(static_cast<char>(128));
+    return add(sum, codes, {raised, raised});
+  }
+  static void store_start(std::byte* p, I raised) {
+    const __m256i none = _mm256_setzero_si256();
+    store_bytes(p, B{_mm256_sub_epi16(none, raised.a), _mm256_sub_epi16(none, raised.b)});
+  }
+  static I start(const std::byte* p) {
+    const B sums = load_bytes(p);
+    return {sums.a, sums.b};
   }
 };
 // Products of codes with activations of 16 bits, two columns at a time: of a quad first columns 0 and 2, then
 // 1 and 3, as they come out of its bytes with one operation each.
 struct WordProducts {
-  static constexpr bool kInts = true;
+  static constexpr bool kGoesOn = true;
   static constexpr bool kChained = false;
   static constexpr bool kUnsignedDigits = false;
   static constexpr int kWidePlanes = 1;
@@ -254,8 +295,7 @@ struct WordProducts {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(digits), words);
   }
 };
-using WideProducts = WordProducts;
-using ManyByteProducts = ByteProducts;
+using WideProducts = ByteProducts;
 using ManyWideProducts = WordProducts;
 
 inline I set1_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }

@@ -18,9 +18,11 @@ namespace lockstep::kernels {
 namespace {
 
 constexpr std::string_view kName = "avx512";
-constexpr int kRowTile = 8;                   // rows of activations that share an unpacked weight, f32
-constexpr int kRowTileFixed = 4;              // the same in fixed point, where a row needs two sums
-constexpr int kManyTileWide = 8;              // the same where there are many rows, in 16 bits: one sum,
+constexpr int kRowTile = 8;        // rows of activations that share an unpacked weight, f32
+constexpr int kRowTileFixed = 4;   // the same in fixed point,
+constexpr int kRowTilePlanes = 4;  // and where a row has two planes
+constexpr int kFewWideBits = 8;    // the widest codes that few rows of 16 bits multiply in two planes
+constexpr int kManyTileWide = 8;   // the same where there are many rows, in 16 bits: one sum,
 constexpr bool kManyWideSumsInMemory = true;  // while those in f32 would not fit the registers
 constexpr int kManyTileNarrow = 4;            // and in 8 bits
 constexpr int kUnpackRows = 24;               // from so many rows on codes are unpacked once for all of them
@@ -151,9 +153,14 @@ inline B broadcast(const int8_t* x) {
   return {_mm512_set1_epi32(lane)};
 }
 
+inline I set1_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
+inline I operator+(I x, I y) { return {_mm512_add_epi32(x.v, y.v)}; }
+inline I operator-(I x, I y) { return {_mm512_sub_epi32(x.v, y.v)}; }
+inline I shift_left(I x, int n) { return {_mm512_slli_epi32(x.v, static_cast<unsigned>(n))}; }
+
 // Products of unsigned codes with signed bytes, four columns at a time, summed in int32.
 struct ByteProducts {
-  static constexpr bool kInts = true;
+  static constexpr bool kGoesOn = true;
   static constexpr bool kChained = false;
   static constexpr bool kUnsignedDigits = false;
   static constexpr int kWidePlanes = 2;
@@ -167,6 +174,7 @@ struct ByteProducts {
   }
   static I add(I sum, B codes, B x) { return {_mm512_dpbusd_epi32(sum.v, codes.v, x.v)}; }
   static I total(I sum) { return sum; }
+  static I high_total(I sum) { return shift_left(sum, 8); }
   static void store_planes(int8_t* high, int8_t* low, I x) {
     store_bytes(high, {_mm512_srai_epi32(_mm512_add_epi32(x.v, _mm512_set1_epi32(128)), 8)});
     store_bytes(low, x);
@@ -200,11 +208,6 @@ struct ManyByteProducts : ByteProducts {
   }
 };
 using ManyWideProducts = ManyByteProducts;
-
-inline I set1_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
-inline I operator+(I x, I y) { return {_mm512_add_epi32(x.v, y.v)}; }
-inline I operator-(I x, I y) { return {_mm512_sub_epi32(x.v, y.v)}; }
-inline I shift_left(I x, int n) { return {_mm512_slli_epi32(x.v, static_cast<unsigned>(n))}; }
 
 // Before a loop that begins or ends the sums of a tile, and is in no other loop: such loops GCC unrolls early
 // only where told to, and an array indexed in one that is not lies in memory.

@@ -86,10 +86,16 @@ struct Table {
   /// Whether a product of `rows` rows with weights of this format is one of many.
   bool takes_many(DType dtype, int64_t rows) const;
   /// Rounds one row of `columns` values to blocks of fixed point. For `many` rows digits may be kept in
-  /// another way: the same numbers, and where not `many_digits` the same bytes.
+  /// another way: the same numbers, and where not `many_fixed16` or `many_fixed8` the same bytes. Few rows
+  /// take that way too with codes of more than `few_fixed16_bits`.
   void (*to_fixed16)(const float* x, int64_t columns, bool many, Fixed16* blocks);
   void (*to_fixed8)(const float* x, int64_t columns, bool many, Fixed8* blocks);
-  bool many_digits;
+  bool many_fixed16;
+  int few_fixed16_bits;
+  bool many_fixed8;
+  /// Whether products with weights of this format take digits kept in the way of many rows.
+  bool takes_many_fixed16(DType dtype, bool many) const;
+  bool takes_many_fixed8(bool many) const { return many_fixed8 && many; }
   /// Products of bf16 weights with bf16 activations, pairs of columns at a time in ascending k, summed in f32
   /// as the processor's instruction does. Null where the table has none.
   void (*linear_bf16)(const LinearArgs& args, int64_t begin, int64_t end);

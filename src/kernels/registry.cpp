@@ -4,6 +4,7 @@
 
 #include "kernels/kernels.h"
 #include "kernels/tables.h"
+#include "quant/blocks.h"
 #include "tensor/fail.h"
 
 namespace lockstep::kernels {
@@ -49,6 +50,10 @@ bool Table::takes_many(DType dtype, int64_t rows) const {
     case DType::mlx_q8: return rows >= many_rows_quick;
     default: return rows >= many_rows;
   }
+}
+
+bool Table::takes_many_fixed16(DType dtype, bool many) const {
+  return many_fixed16 && (many || quant::code_format(dtype).bits > few_fixed16_bits);
 }
 
 std::span<const Table* const> available() {

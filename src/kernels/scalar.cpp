@@ -17,6 +17,8 @@ namespace {
 constexpr std::string_view kName = "scalar";
 constexpr int kRowTile = 4;
 constexpr int kRowTileFixed = 2;
+constexpr int kRowTilePlanes = 2;
+constexpr int kFewWideBits = 8;
 constexpr int kManyTileWide = 2;    // the same where there are many rows, in 16 bits
 constexpr int kManyTileNarrow = 2;  // and in 8
 constexpr bool kManyWideSumsInMemory = false;
@@ -198,9 +200,24 @@ inline B broadcast(const int8_t* x) {
   return lanes<B>([&](int i) { return static_cast<uint8_t>(x[i % 4]); });
 }
 
+inline I set1_int(int32_t x) {
+  return lanes<I>([&](int) { return x; });
+}
+// Sums wrap, as those of the vector instructions do.
+inline uint32_t bits(int32_t x) { return static_cast<uint32_t>(x); }
+inline I operator+(I x, I y) {
+  return lanes<I>([&](int i) { return static_cast<int32_t>(bits(x.v[i]) + bits(y.v[i])); });
+}
+inline I operator-(I x, I y) {
+  return lanes<I>([&](int i) { return static_cast<int32_t>(bits(x.v[i]) - bits(y.v[i])); });
+}
+inline I shift_left(I x, int n) {
+  return lanes<I>([&](int i) { return static_cast<int32_t>(bits(x.v[i]) << n); });
+}
+
 // Products of unsigned codes with signed bytes, four columns at a time, summed in int32.
 struct ByteProducts {
-  static constexpr bool kInts = true;
+  static constexpr bool kGoesOn = true;
   static constexpr bool kChained = false;
   static constexpr bool kUnsignedDigits = false;
   static constexpr int alike(int) { return 8; }
@@ -224,6 +241,7 @@ struct ByteProducts {
     return sum;
   }
   static I total(I sum) { return sum; }
+  static I high_total(I sum) { return shift_left(sum, 8); }
   static void store_planes(int8_t* high, int8_t* low, I x) {
     store_bytes(high, lanes<I>([&](int i) { return (x.v[i] + 128) >> 8; }));
     store_bytes(low, x);
@@ -232,21 +250,6 @@ struct ByteProducts {
 using WideProducts = ByteProducts;
 using ManyByteProducts = ByteProducts;
 using ManyWideProducts = ByteProducts;
-
-inline I set1_int(int32_t x) {
-  return lanes<I>([&](int) { return x; });
-}
-// Sums wrap, as those of the vector instructions do.
-inline uint32_t bits(int32_t x) { return static_cast<uint32_t>(x); }
-inline I operator+(I x, I y) {
-  return lanes<I>([&](int i) { return static_cast<int32_t>(bits(x.v[i]) + bits(y.v[i])); });
-}
-inline I operator-(I x, I y) {
-  return lanes<I>([&](int i) { return static_cast<int32_t>(bits(x.v[i]) - bits(y.v[i])); });
-}
-inline I shift_left(I x, int n) {
-  return lanes<I>([&](int i) { return static_cast<int32_t>(bits(x.v[i]) << n); });
-}
 
 #define LOCKSTEP_UNROLL_SUMS
 #include "kernels/generic/all.h"

@@ -15,17 +15,21 @@ void Activations::make(Rows<Block>& rows, int64_t width, Round round) const {
 
 void Activations::prepare(InputForm form, const quant::PanelMatrix& weight, int64_t rows) {
   const kernels::Table& table = *runtime_.kernels;
-  const bool many = many_form(table.takes_many(weight.dtype, rows));
+  const bool many = table.takes_many(weight.dtype, rows);
   switch (form) {
     case InputForm::f32: break;
-    case InputForm::fixed16:
-      make(fixed16_[many], blocks(),
-           [&](const float* x, kernels::Fixed16* y) { table.to_fixed16(x, columns_, many, y); });
+    case InputForm::fixed16: {
+      const bool other = table.takes_many_fixed16(weight.dtype, many);
+      make(fixed16_[other], blocks(),
+           [&](const float* x, kernels::Fixed16* y) { table.to_fixed16(x, columns_, other, y); });
       break;
-    case InputForm::fixed8:
-      make(fixed8_[many], blocks(),
-           [&](const float* x, kernels::Fixed8* y) { table.to_fixed8(x, columns_, many, y); });
+    }
+    case InputForm::fixed8: {
+      const bool other = table.takes_many_fixed8(many);
+      make(fixed8_[other], blocks(),
+           [&](const float* x, kernels::Fixed8* y) { table.to_fixed8(x, columns_, other, y); });
       break;
+    }
     case InputForm::bf16:
       make(bf16_, even_columns(), [&](const float* x, uint16_t* y) { table.to_bf16(x, columns_, y); });
       break;
@@ -34,16 +38,20 @@ void Activations::prepare(InputForm form, const quant::PanelMatrix& weight, int6
 
 void Activations::bind(InputForm form, int64_t first, kernels::LinearArgs& args) const {
   args.x_stride = blocks();
-  args.many = runtime_.kernels->takes_many(args.weight->dtype, args.rows);
+  const kernels::Table& table = *runtime_.kernels;
+  const DType dtype = args.weight->dtype;
+  args.many = table.takes_many(dtype, args.rows);
   switch (form) {
     case InputForm::f32:
       args.x = x_ + first * columns_;
       args.x_stride = columns_;
       break;
     case InputForm::fixed16:
-      args.x_fixed16 = fixed16_[many_form(args.many)]->data() + first * blocks();
+      args.x_fixed16 = fixed16_[table.takes_many_fixed16(dtype, args.many)]->data() + first * blocks();
       break;
-    case InputForm::fixed8: args.x_fixed8 = fixed8_[many_form(args.many)]->data() + first * blocks(); break;
+    case InputForm::fixed8:
+      args.x_fixed8 = fixed8_[table.takes_many_fixed8(args.many)]->data() + first * blocks();
+      break;
     case InputForm::bf16:
       args.x_bf16 = bf16_->data() + first * even_columns();
       args.x_stride = even_columns();

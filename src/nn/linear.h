@@ -61,17 +61,15 @@ class Activations {
   /// round(x, y): of one row.
   template <typename Block, typename Round>
   void make(Rows<Block>& rows, int64_t width, Round round) const;
-  // Which of the forms such products take.
-  bool many_form(bool many) const { return runtime_.kernels->many_digits && many; }
   int64_t blocks() const { return (columns_ + quant::kBlock - 1) / quant::kBlock; }
   int64_t even_columns() const { return (columns_ + 1) / 2 * 2; }
 
   const Runtime& runtime_;
   const float* x_;
   int64_t rows_, columns_;
-  Rows<kernels::Fixed16> fixed16_[2];  // by many_form
-  Rows<kernels::Fixed8> fixed8_[2];
-  Rows<uint16_t> bf16_;  // [T, even_columns]
+  Rows<kernels::Fixed16> fixed16_[2];  // by takes_many_fixed16
+  Rows<kernels::Fixed8> fixed8_[2];    // by takes_many_fixed8
+  Rows<uint16_t> bf16_;                // [T, even_columns]
 };
 
 /// One product of a set that runs together.

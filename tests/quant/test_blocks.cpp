@@ -177,8 +177,11 @@ void check_products(const kernels::Table& table, const Case& c, int64_t rows, in
   args.y_stride = rows;
   auto* product = table.linear_f32;
   for (int64_t t = 0; t < T; ++t) {
-    if (form == nn::InputForm::fixed16) table.to_fixed16(&x[t * K], K, args.many, &wide[t * blocks]);
-    if (form == nn::InputForm::fixed8) table.to_fixed8(&x[t * K], K, args.many, &narrow[t * blocks]);
+    const DType dtype = args.weight->dtype;
+    if (form == nn::InputForm::fixed16)
+      table.to_fixed16(&x[t * K], K, table.takes_many_fixed16(dtype, args.many), &wide[t * blocks]);
+    if (form == nn::InputForm::fixed8)
+      table.to_fixed8(&x[t * K], K, table.takes_many_fixed8(args.many), &narrow[t * blocks]);
     if (form == nn::InputForm::bf16) table.to_bf16(&x[t * K], K, &pairs[t * (K + K % 2)]);
   }
   if (form != nn::InputForm::f32) args.x_stride = form == nn::InputForm::bf16 ? K + K % 2 : blocks;
@@ -272,8 +275,9 @@ TEST(Products, RowsDoNotDependOnTheirNumber) {
         wide[many].resize(T * blocks);
         narrow[many].resize(T * blocks);
         for (int64_t t = 0; t < T; ++t) {
-          table->to_fixed16(&x[t * K], K, many, &wide[many][t * blocks]);
-          table->to_fixed8(&x[t * K], K, many, &narrow[many][t * blocks]);
+          const bool wide_form = table->takes_many_fixed16(packed->matrix().dtype, many);
+          table->to_fixed16(&x[t * K], K, wide_form, &wide[many][t * blocks]);
+          table->to_fixed8(&x[t * K], K, table->takes_many_fixed8(many), &narrow[many][t * blocks]);
         }
       }
       const auto check = [&](const char* form, auto product, int64_t stride) {
@@ -307,6 +311,93 @@ TEST(Products, RowsDoNotDependOnTheirNumber) {
       check("f32", table->linear_f32, K);
       if (bits > 0) check("fixed16", table->linear_fixed16, blocks);
       if (bits > 0 && bits <= table->narrow_bits) check("fixed8", table->linear_fixed8, blocks);
+    }
+  }
+}
+
+// The largest codes and activations, whose integer sums come nearest to what a lane holds. Activations are
+// whole numbers with a scale of 1, which fixed point keeps exactly; weights are what `unpack_row` says
+// (above: the reference's).
+TEST(Products, LargestCodesAndActivations) {
+  struct Format {
+    DType dtype, scale_dtype;
+    int64_t group_size;
+  };
+  std::vector<Format> formats = {{DType::mlx_q4, DType::bf16, 64}, {DType::mlx_q8, DType::f16, 128}};
+  for (const auto& [name, dtype] : kGgufTypes) {
+    if (quant::code_format(dtype).bits > 0) formats.push_back({dtype, DType::f16, 0});
+  }
+  constexpr int64_t N = 16, K = 512, T = 9, kBlocks = K / 32, kSlack = 8192;
+  for (const Format& format : formats) {
+    const auto layout = quant::panel_layout(format.dtype, format.scale_dtype, format.group_size);
+    const int bits = quant::code_format(format.dtype).bits;
+    const int64_t code_bytes = layout.unit_columns / 32 * 64 * bits;
+    std::vector<std::byte> bytes(static_cast<size_t>(K / layout.unit_columns * layout.unit_bytes + kSlack));
+    std::mt19937 random(11);
+    for (const char* codes : {"smallest", "largest", "either"}) {
+      for (int64_t unit = 0; unit < K / layout.unit_columns; ++unit) {
+        std::byte* at = bytes.data() + unit * layout.unit_bytes;
+        const int64_t header = layout.unit_bytes - code_bytes;
+        std::fill_n(at, header, std::byte{0x3C});
+        for (int64_t i = header; i < layout.unit_bytes; ++i) {
+          const bool largest = *codes == 'e' ? random() % 2 == 0 : *codes == 'l';
+          at[i] = largest ? std::byte{0xFF} : std::byte{0};
+        }
+      }
+      const quant::PanelMatrix w{.dtype = format.dtype,
+                                 .scale_dtype = format.scale_dtype,
+                                 .group_size = format.group_size,
+                                 .rows = N,
+                                 .columns = K,
+                                 .panel_bytes = static_cast<int64_t>(bytes.size()) - kSlack,
+                                 .panels = 1,
+                                 .bytes = bytes.data()};
+      std::vector<float> weights(N * K), x(T * K), y(T * N);  // [N, K], [T, K], [T, N]
+      for (int64_t n = 0; n < N; ++n) unpack_row(w, n, &weights[n * K]);
+      for (const nn::InputForm form : {nn::InputForm::fixed16, nn::InputForm::fixed8}) {
+        const bool wide = form == nn::InputForm::fixed16;
+        const float most = wide ? 32639 : 127, lowest_byte = wide ? 32384 : 127;  // 32384 = 127 * 256 - 128
+        for (int64_t t = 0; t < T; ++t) {
+          for (int64_t k = 0; k < K; ++k) {
+            const float size = k % 16 == 0 || t % 2 == 0 ? most : lowest_byte;
+            const bool negative =
+                t / 2 == 1 || (t / 2 == 2 && k % 2 == 0) || (t / 2 == 3 && random() % 2 == 0);
+            x[t * K + k] = negative ? -size : size;
+          }
+        }
+        for (const kernels::Table* table : test::tables()) {
+          if (!wide && bits > table->narrow_bits) continue;
+          for (const bool many : {false, true}) {
+            std::vector<kernels::Fixed16> fixed16(T * kBlocks);
+            std::vector<kernels::Fixed8> fixed8(T * kBlocks);
+            for (int64_t t = 0; t < T; ++t) {
+              table->to_fixed16(&x[t * K], K, table->takes_many_fixed16(w.dtype, many),
+                                &fixed16[t * kBlocks]);
+              table->to_fixed8(&x[t * K], K, table->takes_many_fixed8(many), &fixed8[t * kBlocks]);
+            }
+            const kernels::LinearArgs args{.weight = &w,
+                                           .rows = T,
+                                           .many = many,
+                                           .x_stride = kBlocks,
+                                           .x_fixed16 = fixed16.data(),
+                                           .x_fixed8 = fixed8.data(),
+                                           .y = y.data(),
+                                           .y_stride = N};
+            (wide ? table->linear_fixed16 : table->linear_fixed8)(args, 0, 1);
+            for (int64_t i = 0; i < T * N; ++i) {
+              double expected = 0, size = 0;
+              for (int64_t k = 0; k < K; ++k) {
+                const double product = static_cast<double>(x[i / N * K + k]) * weights[i % N * K + k];
+                expected += product;
+                size += std::fabs(product);
+              }
+              ASSERT_NEAR(y[i], expected, 1e-6 * size)
+                  << table->isa << " " << dtype_name(format.dtype) << " " << codes << " codes, row " << i / N
+                  << (many ? " of many" : " of few") << (wide ? ", 16 bits" : ", 8 bits");
+            }
+          }
+        }
+      }
     }
   }
 }

@@ -5,9 +5,11 @@
 // Activations of 16 bits: as planes of bytes, or as words where the ISA multiplies those.
 struct Wide {
   using Block = Fixed16;
-  using Products = WideProducts;
+  template <int kBits>
+  using Products = std::conditional_t<(kBits <= kFewWideBits), WideProducts, ManyWideProducts>;
   using ManyProducts = ManyWideProducts;
-  static constexpr int kPlanes = Products::kWidePlanes;
+  template <typename Multiplied>
+  static constexpr int kPlanes = Multiplied::kWidePlanes;
   static constexpr int kManyTile = kManyTileWide;
   static constexpr bool kManySumsInMemory = kManyWideSumsInMemory;
   static constexpr int kScales = 1;  // a block
@@ -20,8 +22,10 @@ struct Wide {
 // Activations of 8 bits.
 struct Narrow {
   using Block = Fixed8;
+  template <int>
   using Products = ByteProducts;
   using ManyProducts = ManyByteProducts;
+  template <typename>
   static constexpr int kPlanes = 1;
   static constexpr int kManyTile = kManyTileNarrow;
   static constexpr bool kManySumsInMemory = false;
@@ -107,13 +111,13 @@ using UnpackedOf = Unpacked<typename Form::ManyProducts, Form::ManyProducts::ali
                             Format::kOffset - Form::ManyProducts::taken_off(Format::kBits, Format::kOffset),
                             Format::kHasBias, Format::kScaleColumns, kPartsOf<Format, Form>>;
 
-// sums += integer sums of codes times activations over `kQuads` quads from quad `first`, for P panels and R
-// rows.
-template <typename Codes, typename Form, int kQuads, int R, int P>
+// Integer sums of codes times activations over `kQuads` quads from quad `first`, for P panels and R rows:
+// sums[p][r] = start(p, r) + ..., which is asked for where it is needed, for registers are few.
+template <typename Codes, typename Form, int kQuads, int R, int P, typename Start>
 inline void code_sums(I (&sums)[P][R], const std::byte* const (&codes)[P], int first,
-                      const typename Form::Block* const (&x)[R]) {
+                      const typename Form::Block* const (&x)[R], const Start& start) {
   using Products = typename Codes::Products;
-  constexpr int kPlanes = Form::kPlanes;
+  constexpr int kPlanes = Form::template kPlanes<Products>;
   constexpr int kVectors = Codes::kVectors;
   constexpr int kRun = std::min(Products::run(Codes::kBits), kQuads);
   const auto add = [&]<typename Dots>(int j, int from, int to, const Dots& dot) {
@@ -130,32 +134,37 @@ inline void code_sums(I (&sums)[P][R], const std::byte* const (&codes)[P], int f
     }
   };
   if constexpr (Products::kChained) {
+    for (int p = 0; p < P; ++p) {
+      for (int r = 0; r < R; ++r) sums[p][r] = start(p, r);
+    }
     for (int plane = 0; plane < kPlanes; ++plane) {
       for (int p = 0; p < P && plane > 0; ++p) {
         for (int r = 0; r < R; ++r) sums[p][r] = shift_left(sums[p][r], 8);
       }
-      for (int j = first; j < first + kQuads; ++j)
-        add(j, plane, plane + 1, [&](int p, int r, int) -> I& { return sums[p][r]; });
+      for (int j = 0; j < kQuads; ++j)
+        add(first + j, plane, plane + 1, [&](int p, int r, int) -> I& { return sums[p][r]; });
     }
   } else {
     for (int run = first; run < first + kQuads; run += kRun) {
+      const auto before = [&](int p, int r) { return run == first ? start(p, r) : sums[p][r]; };
       I dots[P][R][kPlanes];
       for (int p = 0; p < P; ++p) {
         for (int r = 0; r < R; ++r) {
           for (int plane = 0; plane < kPlanes; ++plane) {
-            // The last plane is the lowest: where dots are int32, its sum starts from what is there.
-            const bool starts = Products::kInts && plane == kPlanes - 1;
-            dots[p][r][plane] = starts ? sums[p][r] : int_zero();
+            // The last plane is the lowest: its sum may go on from what is there.
+            const bool goes_on = Products::kGoesOn && plane == kPlanes - 1;
+            dots[p][r][plane] = goes_on ? before(p, r) : int_zero();
           }
         }
       }
-      for (int j = run; j < run + kRun; ++j)
-        add(j, 0, kPlanes, [&](int p, int r, int plane) -> I& { return dots[p][r][plane]; });
+      for (int j = 0; j < kRun; ++j)
+        add(run + j, 0, kPlanes, [&](int p, int r, int plane) -> I& { return dots[p][r][plane]; });
       for (int p = 0; p < P; ++p) {
         for (int r = 0; r < R; ++r) {
-          const I sum = Products::total(dots[p][r][kPlanes - 1]);
-          sums[p][r] = Products::kInts ? sum : sums[p][r] + sum;
-          if constexpr (kPlanes == 2) sums[p][r] = sums[p][r] + shift_left(Products::total(dots[p][r][0]), 8);
+          I sum = Products::total(dots[p][r][kPlanes - 1]);
+          if constexpr (!Products::kGoesOn) sum = sum + before(p, r);
+          if constexpr (kPlanes == 2) sum = sum + Products::high_total(dots[p][r][0]);
+          sums[p][r] = sum;
         }
       }
     }
@@ -201,51 +210,49 @@ template <typename Codes, typename Form, int R, int P, typename Acc>
   const std::byte* codes[P];
   for (int p = 0; p < P; ++p) codes[p] = Codes::codes(units[p], w, s);
   F together[P][R];  // of the halves of a block, where the weights have one scale
-  for (int part = 0; part < kParts; ++part) {
+  const auto multiply_part = [&]<int kPart>() {
     I sums[P][R];
-    for (int r = 0; r < R; ++r) {
-      I start = int_zero();
-      if constexpr (Codes::kOffset > 0)
-        start = shift_left(set1_int(Form::minus_sum(*x[r], part, kParts)), log2_of(Codes::kOffset));
-      for (int p = 0; p < P; ++p) sums[p][r] = start + Codes::start(units[p], part);
-    }
-    code_sums<Codes, Form, 8 / kParts>(sums, codes, part * 8 / kParts, x);
+    code_sums<Codes, Form, 8 / kParts>(sums, codes, kPart * 8 / kParts, x, [&](int p, int r) {
+      const I start = Codes::start(units[p], kPart);
+      if constexpr (Codes::kOffset <= 0) return start;
+      return start + shift_left(set1_int(Form::minus_sum(*x[r], kPart, kParts)), log2_of(Codes::kOffset));
+    });
     if constexpr (Codes::kOffset < 0) {
       for (int r = 0; r < R; ++r) {
-        const I total = shift_left(set1_int(Form::minus_sum(*x[r], part, kParts)), log2_of(-Codes::kOffset));
+        const I total = shift_left(set1_int(Form::minus_sum(*x[r], kPart, kParts)), log2_of(-Codes::kOffset));
         for (int p = 0; p < P; ++p) sums[p][r] = sums[p][r] - total;
       }
     }
-    const bool last = part == kParts - 1;
+    constexpr bool kLast = kPart == kParts - 1;
+    constexpr bool kApart = kParts != kWeightScales;  // the scales of either side
     F scales[P];
     [[maybe_unused]] F biases[P];
     for (int p = 0; p < P; ++p) {
-      scales[p] = Codes::scale(units[p], s * kWeightScales + (kWeightScales == 2 ? part : 0));
+      scales[p] = Codes::scale(units[p], s * kWeightScales + (kWeightScales == 2 ? kPart : 0));
       if constexpr (Codes::kHasBias) biases[p] = Codes::minus_bias(units[p], s);
     }
     for (int r = 0; r < R; ++r) {
-      const F x_scale = set1(Form::scale(*x[r], part));
+      const F x_scale = set1(Form::scale(*x[r], kPart));
       [[maybe_unused]] const F x_total = set1(x[r]->minus_total);  // negative as the bias is
       for (int p = 0; p < P; ++p) {
         const F sum = to_float(sums[p][r]);
-        const bool apart = kParts != kWeightScales;  // the scales of either side
-        if (apart) together[p][r] = part == 0 ? sum * x_scale : fma(sum, x_scale, together[p][r]);
-        if (apart && !last) continue;
-        F value = apart ? fma(together[p][r], scales[p], acc.get(p, r))
-                        : fma(sum, scales[p] * x_scale, acc.get(p, r));
-        if constexpr (Codes::kHasBias) {
-          if (last) value = fma(biases[p], x_total, value);
-        }
+        if constexpr (kApart) together[p][r] = kPart == 0 ? sum * x_scale : fma(sum, x_scale, together[p][r]);
+        if constexpr (kApart && !kLast) continue;
+        F value = kApart ? fma(together[p][r], scales[p], acc.get(p, r))
+                         : fma(sum, scales[p] * x_scale, acc.get(p, r));
+        if constexpr (Codes::kHasBias && kLast) value = fma(biases[p], x_total, value);
         acc.set(p, r, value);
       }
     }
-  }
+  };
+  multiply_part.template operator()<0>();
+  if constexpr (kParts == 2) multiply_part.template operator()<1>();
 }
 
 // A few rows: codes are taken as they lie.
 template <typename Format, typename Form, int R, int P>
 void fixed_rows(const LinearArgs& args, const typename Form::Block* first, int64_t panel, int64_t row) {
-  using Codes = Stored<Format, typename Form::Products>;
+  using Codes = Stored<Format, typename Form::template Products<Format::kBits>>;
   const quant::PanelMatrix& w = *args.weight;
   const int64_t sub_blocks = Format::sub_blocks(w);
   const int64_t unit_bytes = Format::unit_bytes(w);
@@ -327,7 +334,9 @@ struct FixedSource {
 template <typename Format, typename Form>
 void fixed_panels(const LinearArgs& args, const typename Form::Block* x, int64_t begin, int64_t end) {
   if (args.many) return multiply_unpacked<Form::kManyTile>(args, FixedSource<Format, Form>{x}, begin, end);
-  tile<kRowTileFixed>(args, begin, end, [&]<int R, int P>(int64_t row, int64_t panel) {
+  constexpr int kPlanes = Form::template kPlanes<typename Form::template Products<Format::kBits>>;
+  constexpr int kTile = kPlanes == 2 ? kRowTilePlanes : kRowTileFixed;
+  tile<kTile>(args, begin, end, [&]<int R, int P>(int64_t row, int64_t panel) {
     fixed_rows<Format, Form, R, P>(args, x, panel, row);
   });
 }

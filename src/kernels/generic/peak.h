@@ -19,6 +19,8 @@ int64_t peak_read(const float* x, int64_t n) {
 template <size_t... S>
 int64_t peak_f32(int64_t rounds, std::index_sequence<S...>) {
   F sums[] = {set1(static_cast<float>(S))...};
+  for (F& sum : sums)
+    asm volatile("" : "+m"(sum));  // or registers of one sum, being equal, were computed once
   const F x = set1(0.999F), y = set1(0.001F);
   for (int64_t i = 0; i < rounds; ++i) ((sums[S] = fma(sums[S], x, y)), ...);
   // The result must matter, or the compiler leaves the loop out.
