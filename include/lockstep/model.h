@@ -76,6 +76,7 @@ struct ModelInfo {
   int64_t token_bytes = 0;               ///< of these, read for one token of decode
   int64_t row_weights = 0;               ///< weights every row is multiplied with
   int64_t logits_weights = 0;            ///< in addition, for a row whose logits are wanted
+  bool integers = false;                 ///< most of these are stored as integers
   std::vector<std::string> unread_keys;  ///< config keys that nothing read, all without influence
 };
 

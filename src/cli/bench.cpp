@@ -18,8 +18,19 @@ nlohmann::json spread_json(const Spread& spread) {
   return {{"median", spread.median}, {"least", spread.least}, {"most", spread.most}};
 }
 
+// What bounds the products of a prefill: its name, and operations a second.
+struct Peak {
+  const char* name;
+  double gops;
+};
+Peak prefill_peak(const Model& model, const MachineLimits& limits) {
+  if (model.precision() != Precision::f32 && model.info().integers) return {"int8", limits.int8_gops};
+  if (model.precision() == Precision::fast && limits.bf16_gops > 0) return {"bf16", limits.bf16_gops};
+  return {"f32", limits.f32_gops};
+}
+
 void print_json(const Model& model, const BenchOptions& options, const BenchResult& result,
-                const MachineLimits& limits, double decode_share, double prefill_share) {
+                const MachineLimits& limits, double decode_share, const Peak& peak) {
   const nlohmann::json out = {{"prefill_tps", result.prefill_tps.median},
                               {"decode_tps", result.decode_tps.median},
                               {"prefill_spread", spread_json(result.prefill_tps)},
@@ -32,7 +43,8 @@ void print_json(const Model& model, const BenchOptions& options, const BenchResu
                                 {"bf16_gops", limits.bf16_gops},
                                 {"f32_gops", limits.f32_gops}}},
                               {"decode_share", decode_share},
-                              {"prefill_share", prefill_share},
+                              {"prefill_share", result.prefill_gops / peak.gops},
+                              {"prefill_limit", peak.name},
                               {"token_bytes", result.token_bytes},
                               {"prefill", options.prefill},
                               {"decode", options.decode},
@@ -52,20 +64,22 @@ void run(Flags flags) {
   const BenchResult result = run_bench(model, flags.bench);
   const MachineLimits limits = measure_limits(model->threads(), flags.model.isa);
   const double decode_share = result.decode_gbs / limits.read_gbs;
-  const double prefill_share = result.prefill_gops / limits.int8_gops;
+  const Peak peak = prefill_peak(*model, limits);
   if (flags.json) {
-    print_json(*model, flags.bench, result, limits, decode_share, prefill_share);
+    print_json(*model, flags.bench, result, limits, decode_share, peak);
     return;
   }
   const auto row = [](const char* what, int64_t tokens, const Spread& tps, double rate, const char* unit,
-                      double share) {
-    std::printf("%-8s %5lld tokens  %8.1f tokens/s (%.1f to %.1f)  %7.1f %s, %.0f %% of the limit\n", what,
-                static_cast<long long>(tokens), tps.median, tps.least, tps.most, rate, unit, share * 100);
+                      double share, const char* limit) {
+    std::printf("%-8s %5lld tokens  %8.1f tokens/s (%.1f to %.1f)  %7.1f %s, %.0f %% of %s\n", what,
+                static_cast<long long>(tokens), tps.median, tps.least, tps.most, rate, unit, share * 100,
+                limit);
   };
   std::printf("%s, %s, %d threads; %d rounds, median (least to most)\n", std::string(model->isa()).c_str(),
               std::string(precision_name(model->precision())).c_str(), model->threads(), flags.bench.repeat);
-  row("prefill", flags.bench.prefill, result.prefill_tps, result.prefill_gops, "Gop/s", prefill_share);
-  row("decode", flags.bench.decode, result.decode_tps, result.decode_gbs, "GB/s", decode_share);
+  row("prefill", flags.bench.prefill, result.prefill_tps, result.prefill_gops, "Gop/s",
+      result.prefill_gops / peak.gops, peak.name);
+  row("decode", flags.bench.decode, result.decode_tps, result.decode_gbs, "GB/s", decode_share, "read");
   std::printf("limits   read %.1f GB/s, int8 %.0f, bf16 %.0f, f32 %.0f Gop/s\n", limits.read_gbs,
               limits.int8_gops, limits.bf16_gops, limits.f32_gops);
 }

@@ -31,12 +31,18 @@ std::shared_ptr<const quant::PackedWeight> Binder::pack(std::span<const StoredTe
   return weight;
 }
 
+void Binder::count_product(DType dtype, double weights) {
+  *multiplied_ += weights;
+  if (quant::code_format(dtype).bits > 0) account_.integer_weights += weights;
+}
+
 nn::Linear Binder::linear(const std::string& name, nn::Role role, int64_t out, int64_t in, bool bias) {
   nn::Linear layer;
   layer.runtime = &runtime_;
   layer.role = role;
-  layer.weight = pack({&take(name + ".weight", {out, in}), 1});
-  *multiplied_ += static_cast<double>(out * in);
+  const StoredTensor& weight = take(name + ".weight", {out, in});
+  layer.weight = pack({&weight, 1});
+  count_product(weight.dtype, static_cast<double>(out * in));
   if (bias) layer.bias = vector(name + ".bias", out);
   return layer;
 }
@@ -68,7 +74,8 @@ std::shared_ptr<const quant::PackedWeight> Binder::experts(const std::string& st
       tensors.push_back(take(each(e) + ".weight", {out, in}, expert_share_));
     }
   }
-  *multiplied_ += expert_share_ * static_cast<double>(count * out * in);
+  for (const StoredTensor& expert : tensors)
+    count_product(expert.dtype, expert_share_ * static_cast<double>(out * in));
   return pack(tensors);
 }
 
@@ -77,7 +84,7 @@ std::shared_ptr<const quant::PackedWeight> Binder::expert_rows(const std::string
   const StoredTensor& all = take(name, shape, expert_share_);
   std::vector<StoredTensor> tensors;
   for (int64_t e = 0; e < shape[0]; ++e) tensors.push_back(all.slice(e).row_range(first, rows));
-  *multiplied_ += expert_share_ * static_cast<double>(shape[0] * rows * shape[2]);
+  count_product(all.dtype, expert_share_ * static_cast<double>(shape[0] * rows * shape[2]));
   return pack(tensors);
 }
 

@@ -60,11 +60,12 @@ class Binder {
 
   /// What was taken, and what of it one row of a forward pass reads and multiplies with.
   struct Account {
-    int64_t parameters = 0;     // elements of all tensors
-    int64_t stored_bytes = 0;   // of all tensors
-    double row_bytes = 0;       // read for one row, its logits included
-    double row_weights = 0;     // multiplied with for every row
-    double logits_weights = 0;  // in addition for a row whose logits are wanted
+    int64_t parameters = 0;      // elements of all tensors
+    int64_t stored_bytes = 0;    // of all tensors
+    double row_bytes = 0;        // read for one row, its logits included
+    double row_weights = 0;      // multiplied with for every row
+    double logits_weights = 0;   // in addition for a row whose logits are wanted
+    double integer_weights = 0;  // of both, stored as integers; without the head
   };
   const Account& account() const { return account_; }
 
@@ -72,6 +73,8 @@ class Binder {
   /// `share` of the tensor is read for one row.
   const StoredTensor& take(const std::string& name, const Shape& shape, double share = 1);
   std::shared_ptr<const quant::PackedWeight> pack(std::span<const StoredTensor> experts);
+  /// Counts weights of this type that a row is multiplied with.
+  void count_product(DType dtype, double weights);
 
   const Checkpoint& checkpoint_;
   const nn::Runtime& runtime_;

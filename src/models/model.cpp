@@ -123,6 +123,7 @@ ModelInfo describe(const Checkpoint& checkpoint, const Binder& binder) {
   info.token_bytes = static_cast<int64_t>(account.row_bytes);
   info.row_weights = static_cast<int64_t>(account.row_weights);
   info.logits_weights = static_cast<int64_t>(account.logits_weights);
+  info.integers = 2 * account.integer_weights > account.row_weights;
   return info;
 }
 
