@@ -35,6 +35,18 @@ Quads load_quads(const uint8_t* p) {
 }
 void store_quads(uint8_t* p, Quads quads) { std::memcpy(p, &quads, sizeof(quads)); }
 
+// Writes dword v of four rows at out + 64 * v, side by side. rows: 16 bytes of each.
+void transpose(const Quads (&rows)[4], uint8_t* out) {
+  const Quads ab_low = __builtin_shufflevector(rows[0], rows[1], 0, 4, 1, 5);
+  const Quads ab_high = __builtin_shufflevector(rows[0], rows[1], 2, 6, 3, 7);
+  const Quads cd_low = __builtin_shufflevector(rows[2], rows[3], 0, 4, 1, 5);
+  const Quads cd_high = __builtin_shufflevector(rows[2], rows[3], 2, 6, 3, 7);
+  store_quads(out, __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5));
+  store_quads(out + 64, __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7));
+  store_quads(out + 128, __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5));
+  store_quads(out + 192, __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7));
+}
+
 // Writes dword v of every row at out + 64 * v, rows side by side, for 4 * `vectors` dwords. `row(r)` points
 // at those of row r.
 template <typename Row>
@@ -42,17 +54,9 @@ void interleave(int64_t vectors, const Row& row, uint8_t* out) {
   for (int r = 0; r < kPanelRows; r += 4) {
     const uint8_t* from[4] = {row(r), row(r + 1), row(r + 2), row(r + 3)};
     for (int64_t v = 0; v < vectors; ++v) {
-      const Quads a = load_quads(from[0] + 16 * v), b = load_quads(from[1] + 16 * v);
-      const Quads c = load_quads(from[2] + 16 * v), d = load_quads(from[3] + 16 * v);
-      const Quads ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-      const Quads ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-      const Quads cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
-      const Quads cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-      uint8_t* at = out + 256 * v + 4 * r;
-      store_quads(at, __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5));
-      store_quads(at + 64, __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7));
-      store_quads(at + 128, __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5));
-      store_quads(at + 192, __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7));
+      transpose({load_quads(from[0] + 16 * v), load_quads(from[1] + 16 * v), load_quads(from[2] + 16 * v),
+                 load_quads(from[3] + 16 * v)},
+                out + 256 * v + 4 * r);
     }
   }
 }
@@ -191,7 +195,6 @@ void write_block_scales(DType dtype, const PanelRows& rows, int64_t at, uint8_t*
   uint8_t side_by_side[kPanelRows][16];  // scales and minima, by row
   uint8_t dwords[4 * 64];                // by four scales, then row
   switch (dtype) {
-    case DType::q4_1:
     case DType::q5_1: gather<2>(rows.data, at, unit); return gather<2>(rows.data, at + 2, unit + 32);
     case DType::q4_k:
     case DType::q5_k:
@@ -272,14 +275,8 @@ void write_unit_codes(DType dtype, const uint8_t* const (&rows)[kPanelRows], int
     return [&rows, at, offset](int r) { return rows[r] + at + offset; };
   };
   switch (dtype) {
-    case DType::q4_0: return interleave(1, stored(2), out);
-    case DType::q4_1: return interleave(1, stored(4), out);
     case DType::q4_k:
     case DType::q6_k: return write_super_blocks(dtype, rows, at, out);
-    case DType::q8_0:
-      interleave(2, stored(2), out);
-      for (int64_t i = 0; i < code_bytes(8); ++i) out[i] ^= 0x80;  // plus 128
-      return;
     case DType::mlx_q8:
       for (int64_t k = 0; k < columns; k += kBlock)
         interleave(2, stored(k), out + k / kBlock * code_bytes(8));
@@ -293,12 +290,45 @@ void write_unit_codes(DType dtype, const uint8_t* const (&rows)[kPanelRows], int
     write_codes(bits, [&](int r) { return codes[r] + s * kBlock; }, out + s * code_bytes(bits));
 }
 
+// Units whose blocks are `kScales` f16 and then codes in the order of panels, 16 * kVectors bytes of them,
+// each to be changed by `kFlip`. A few are written at a time, which do not leave the nearest cache.
+template <int kScales, int kVectors, uint8_t kFlip = 0>
+void pack_simple_units(const PanelRows& rows, int64_t units, uint8_t* unit) {
+  constexpr int64_t kBlockBytes = 2 * kScales + 16 * kVectors, kUnitBytes = 16 * kBlockBytes;
+  constexpr int64_t kTogether = 16;
+  constexpr uint32_t kFlips = 0x01010101U * kFlip;
+  for (int64_t first = 0; first < units; first += kTogether) {
+    for (int r = 0; r < kPanelRows; r += 4) {
+      const uint8_t* from[4];
+      for (int i = 0; i < 4; ++i) from[i] = rows.data[r + i] + first * kBlockBytes;
+      uint8_t* to = unit + first * kUnitBytes;
+      for (int64_t u = first; u < std::min(units, first + kTogether); ++u, to += kUnitBytes) {
+        for (int s = 0; s < kScales; ++s) {
+          for (int i = 0; i < 4; ++i) std::memcpy(to + 32 * s + 2 * (r + i), from[i] + 2 * s, 2);
+        }
+        for (int v = 0; v < kVectors; ++v) {
+          Quads codes[4];
+          for (int i = 0; i < 4; ++i) codes[i] = load_quads(from[i] + 2 * kScales + 16 * v) ^ kFlips;
+          transpose(codes, to + 32 * kScales + 256 * v + 4 * r);
+        }
+        for (const uint8_t*& at : from) at += kBlockBytes;
+      }
+    }
+  }
+}
+
 void pack_block_panel(const StoredTensor& tensor, const PanelRows& rows, uint8_t* panel) {
   const PanelLayout layout = panel_layout(tensor.dtype, tensor.scale_dtype, tensor.group_size);
   const int64_t header = unit_header(tensor.dtype, tensor.scale_dtype);
   const int64_t units = tensor.columns() / layout.unit_columns;
   const int64_t block_bytes = dtype_block_bytes(tensor.dtype);
   const int64_t step = layout.unit_columns / dtype_block(tensor.dtype) * block_bytes;  // of a stored row
+  switch (tensor.dtype) {
+    case DType::q4_0: return pack_simple_units<1, 1>(rows, units, panel);
+    case DType::q4_1: return pack_simple_units<2, 1>(rows, units, panel);
+    case DType::q8_0: return pack_simple_units<1, 2, 0x80>(rows, units, panel);  // plus 128
+    default: break;
+  }
   for (int64_t u = 0; u < units; ++u) {
     uint8_t* unit = panel + u * layout.unit_bytes;
     if (tensor.group_size > 0) {

@@ -107,16 +107,36 @@ TEST(Blocks, PlantedErrorIsSeen) {
   EXPECT_EQ(different, 1);
 }
 
+// The bytes of every row, `times` of them one behind the other.
+std::vector<std::byte> lengthen(std::span<const std::byte> part, int64_t rows, int64_t times) {
+  std::vector<std::byte> longer;
+  const size_t size = part.size() / static_cast<size_t>(rows);
+  for (size_t at = 0; size > 0 && at < part.size(); at += size) {
+    for (int64_t i = 0; i < times; ++i)
+      longer.insert(longer.end(), part.begin() + at, part.begin() + at + size);
+  }
+  return longer;
+}
+
+// Rows as they are and of as many units as models have, which are not packed one by one.
 TEST(Panels, RowsComeBackBitForBit) {
   Pool pool(2);
   for (const auto& c : cases()) {
-    const auto packed = quant::pack_tensors({&c->tensor, 1}, pool);
-    const int64_t columns = packed->columns();
-    std::vector<float> row(static_cast<size_t>(columns));
-    for (int64_t r = 0; r < packed->rows(); ++r) {
-      quant::unpack_row(packed->matrix(), r, row.data());
-      for (int64_t k = 0; k < columns; ++k) {
-        ASSERT_TRUE(same(row[k], c->values[r * columns + k])) << c->name << " row " << r;
+    for (const int64_t times : {1, 7}) {
+      StoredTensor tensor = c->tensor;
+      const int64_t rows = tensor.rows(), columns = tensor.columns();
+      const auto data = lengthen(tensor.data, rows, times);
+      const auto scales = lengthen(tensor.scales, rows, times), biases = lengthen(tensor.biases, rows, times);
+      tensor.shape = {rows, columns * times};
+      tensor.data = data, tensor.scales = scales, tensor.biases = biases;
+      const auto packed = quant::pack_tensors({&tensor, 1}, pool);
+      std::vector<float> row(static_cast<size_t>(columns * times));
+      for (int64_t r = 0; r < rows; ++r) {
+        quant::unpack_row(packed->matrix(), r, row.data());
+        for (int64_t k = 0; k < columns * times; ++k) {
+          ASSERT_TRUE(same(row[k], c->values[r * columns + k % columns]))
+              << c->name << ", " << times << " times, row " << r << " column " << k;
+        }
       }
     }
   }
