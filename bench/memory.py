@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Resident memory of a run beside what it must hold: stored weights + KV cache in use + tokenizer + 64 MB + 5 %.
 
-    python3 bench/memory.py [MODEL...]     default: SmolLM2 and the Mixtrals that scripts/test makes; exit 1 if over
+    bench/memory.py                                          # SmolLM2 and the Mixtrals that scripts/test makes
+    bench/memory.py build/bench/models/1b-q4_0.gguf          # exit status 1 if one is over
 """
+import argparse
 import re
 import subprocess
 import sys
@@ -37,5 +39,13 @@ def check(model):
     return used <= bound
 
 
-models = sys.argv[1:] or ["smollm2", *map(str, (ROOT / "build" / "models" / n for n in ("mixtral", "mixtral.gguf")))]
-sys.exit(0 if all([check(m) for m in models]) else 1)
+def main():
+    made = [str(ROOT / "build" / "models" / name) for name in ("mixtral", "mixtral.gguf")]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="MODEL", default=["smollm2", *made],
+                        help="file, folder or name (default: smollm2, build/models/mixtral, build/models/mixtral.gguf)")
+    return 0 if all([check(model) for model in parser.parse_args().models]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
