@@ -4,7 +4,6 @@
 
 #include <array>
 #include <cstdio>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -21,7 +20,8 @@ std::string printed(const std::string& arguments, bool messages = false) {
   EXPECT_NE(pipe, nullptr);
   std::string text;
   std::array<char, 4096> part;
-  for (size_t size; (size = std::fread(part.data(), 1, part.size(), pipe)) > 0;) text.append(part.data(), size);
+  for (size_t size; (size = std::fread(part.data(), 1, part.size(), pipe)) > 0;)
+    text.append(part.data(), size);
   EXPECT_EQ(::pclose(pipe), 0) << line << "\n" << text;
   return text;
 }
@@ -29,7 +29,8 @@ std::string printed(const std::string& arguments, bool messages = false) {
 std::string model(const std::string& name) { return " -m '" LOCKSTEP_TEST_DATA "/models/" + name + "'"; }
 
 TEST(Json, GenerateSaysTheSameAsItsText) {
-  const std::string command = "generate --raw -p 'one two' -n 4 -t 2 --precision fast" + model("llama-text.gguf");
+  const std::string command =
+      "generate --raw -p 'one two' -n 4 -t 2 --precision fast" + model("llama-text.gguf");
   const json object = json::parse(printed(command + " --json"));
   EXPECT_EQ(object["threads"], 2);
   EXPECT_EQ(object["precision"], "fast");

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <map>
 #include <random>
@@ -75,7 +76,9 @@ const std::vector<std::unique_ptr<Case>>& cases() {
 }
 
 // Equal as bits, except that all NaN are one.
-bool same(float a, float b) { return std::memcmp(&a, &b, 4) == 0 || (a != a && b != b); }
+bool same(float a, float b) {
+  return std::bit_cast<uint32_t>(a) == std::bit_cast<uint32_t>(b) || (a != a && b != b);
+}
 
 TEST(Blocks, DequantiseAsTheReference) {
   ASSERT_GE(cases().size(), 10U + 18U);
