@@ -28,6 +28,10 @@
 
 #include "lockstep/tensor.h"
 
+namespace lockstep {
+struct StoredTensor;
+}
+
 namespace lockstep::quant {
 
 inline constexpr int64_t kPanelRows = 16;
@@ -54,6 +58,16 @@ struct PanelMatrix {
 
   const std::byte* panel(int64_t index) const { return bytes + index * panel_bytes; }
 };
+
+/// The stored bytes of the rows of one panel, by panel row.
+struct PanelRows {
+  const uint8_t* data[kPanelRows];
+  const uint8_t* scales[kPanelRows];  // of MLX formats
+  const uint8_t* biases[kPanelRows];
+};
+/// Writes the panel of 16 stored rows; data of a row that the matrix does not have is zeros.
+/// panel: [panel_bytes].
+void write_panel(const StoredTensor& tensor, const PanelRows& rows, uint8_t* panel);
 
 /// Row `row` of a packed matrix as f32, dequantised exactly as the reference does. out: [columns].
 void unpack_row(const PanelMatrix& matrix, int64_t row, float* out);

@@ -1,6 +1,5 @@
 // The objects that --json prints, beside what the same command prints for people.
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <array>
 #include <cstdio>

@@ -1,0 +1,402 @@
+#include "quant/panel.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "lockstep/checkpoint.h"
+#include "quant/blocks.h"
+#include "quant/half.h"
+
+namespace lockstep::quant {
+namespace {
+
+constexpr int64_t code_bytes(int bits) { return 64 * bits; }
+
+uint32_t load_quad(const uint8_t* p) {
+  uint32_t quad;
+  std::memcpy(&quad, p, sizeof(quad));
+  return quad;
+}
+void store_quad(uint8_t* p, uint32_t quad) { std::memcpy(p, &quad, sizeof(quad)); }
+
+// Four dwords; where a panel wants those of 16 rows side by side, they are transposed four rows at a time.
+using Quads = uint32_t __attribute__((vector_size(16)));
+
+Quads load_quads(const uint8_t* p) {
+  Quads quads;
+  std::memcpy(&quads, p, sizeof(quads));
+  return quads;
+}
+void store_quads(uint8_t* p, Quads quads) { std::memcpy(p, &quads, sizeof(quads)); }
+
+// Writes dword v of four rows at out + 64 * v, side by side. rows: 16 bytes of each.
+void transpose(const Quads (&rows)[4], uint8_t* out) {
+  const Quads ab_low = __builtin_shufflevector(rows[0], rows[1], 0, 4, 1, 5);
+  const Quads ab_high = __builtin_shufflevector(rows[0], rows[1], 2, 6, 3, 7);
+  const Quads cd_low = __builtin_shufflevector(rows[2], rows[3], 0, 4, 1, 5);
+  const Quads cd_high = __builtin_shufflevector(rows[2], rows[3], 2, 6, 3, 7);
+  store_quads(out, __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5));
+  store_quads(out + 64, __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7));
+  store_quads(out + 128, __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5));
+  store_quads(out + 192, __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7));
+}
+
+// Writes dword v of every row at out + 64 * v, rows side by side, for 4 * `vectors` dwords. `row(r)` points
+// at those of row r.
+template <typename Row>
+void interleave(int64_t vectors, const Row& row, uint8_t* out) {
+  for (int r = 0; r < kPanelRows; r += 4) {
+    const uint8_t* from[4] = {row(r), row(r + 1), row(r + 2), row(r + 3)};
+    for (int64_t v = 0; v < vectors; ++v) {
+      transpose({load_quads(from[0] + 16 * v), load_quads(from[1] + 16 * v), load_quads(from[2] + 16 * v),
+                 load_quads(from[3] + 16 * v)},
+                out + 256 * v + 4 * r);
+    }
+  }
+}
+
+// Writes 32 codes of 4 to 6 bits of every row of a panel; `row(r)` points at those of row r, a byte each.
+template <typename Row>
+void write_codes(int bits, const Row& row, uint8_t* panel) {
+  uint8_t nibbles[kPanelRows][16];
+  for (int r = 0; r < kPanelRows; ++r) {
+    const uint8_t* codes = row(r);
+    for (int i = 0; i < 16; ++i) nibbles[r][i] = (codes[i] & 0x0F) | (codes[i + 16] & 0x0F) << 4;
+  }
+  interleave(1, [&](int r) { return nibbles[r]; }, panel);
+  if (bits == 4) return;
+  for (int r = 0; r < kPanelRows; ++r) {
+    const uint8_t* codes = row(r);
+    uint8_t* at = panel + 256 + 4 * r;
+    if (bits == 5) {
+      uint32_t fifth = 0;
+      for (int j = 0; j < 8; ++j) fifth |= (load_quad(codes + 4 * j) >> 4 & 0x01010101U) << j;
+      store_quad(at, fifth);
+    } else {
+      for (int half = 0; half < 2; ++half) {
+        uint32_t top = 0;
+        for (int j = 0; j < 4; ++j)
+          top |= (load_quad(codes + 16 * half + 4 * j) >> 4 & 0x03030303U) << (2 * j);
+        store_quad(at + 64 * half, top);
+      }
+    }
+  }
+}
+
+// Bytes 4 r + i to 16 i + r: what `interleave` put side by side as dwords, by byte.
+void split_bytes(const uint8_t* dwords, uint8_t* out) {
+  using Bytes = uint8_t __attribute__((vector_size(16)));
+  Bytes v[4];
+  std::memcpy(v, dwords, sizeof(v));
+  // Bytes of even and of odd index, twice.
+  for (int round = 0; round < 2; ++round) {
+    const auto even = [](Bytes a, Bytes b) {
+      return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    };
+    const auto odd = [](Bytes a, Bytes b) {
+      return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    };
+    const Bytes next[4] = {even(v[0], v[1]), even(v[2], v[3]), odd(v[0], v[1]), odd(v[2], v[3])};
+    std::memcpy(v, next, sizeof(v));
+  }
+  std::memcpy(out, v, sizeof(v));
+}
+
+// The 256 codes of a row of q4_k or q6_k, bits at a time.
+struct SuperBlock {
+  uint8_t nibbles[8][16];  // of 32 columns: byte i holds columns i and i + 16
+  uint64_t top[8];         // likewise bits 4-5: byte i of half h holds columns 16 h + i + {0, 4, 8, 12}
+};
+
+// 32 bytes whose low nibbles are 32 columns and whose high ones the next 32. low, high: [16], paired.
+void pair_nibbles(const uint8_t* bytes, uint8_t* low, uint8_t* high) {
+  for (int i = 0; i < 16; ++i) {
+    low[i] = (bytes[i] & 0x0F) | bytes[i + 16] << 4;
+    high[i] = bytes[i] >> 4 | (bytes[i + 16] & 0xF0);
+  }
+}
+
+void pair_q4_k(const uint8_t* block, SuperBlock& out) {
+  for (int run = 0; run < 4; ++run)
+    pair_nibbles(block + 16 + 32 * run, out.nibbles[2 * run], out.nibbles[2 * run + 1]);
+}
+
+// Swaps the bits of `mask << shift` in a with those of `mask` in b.
+void swap_bits(uint64_t& a, uint64_t& b, int shift, uint64_t mask) {
+  const uint64_t differ = (a >> shift ^ b) & mask;
+  b ^= differ;
+  a ^= differ << shift;
+}
+
+void pair_q6_k(const uint8_t* block, SuperBlock& out) {
+  for (int half = 0; half < 2; ++half) {
+    const uint8_t* low = block + 64 * half;
+    const uint8_t* high = block + 128 + 32 * half;
+    for (int run = 0; run < 2; ++run)
+      pair_nibbles(low + 32 * run, out.nibbles[4 * half + run], out.nibbles[4 * half + run + 2]);
+    // A byte has bits of four blocks of 32 columns; a byte of the panel those of four quads of one block.
+    uint64_t quads[4];  // j: quads j and j + 4
+    for (int j = 0; j < 4; ++j)
+      quads[j] = load_quad(high + 4 * j) | static_cast<uint64_t>(load_quad(high + 16 + 4 * j)) << 32;
+    swap_bits(quads[0], quads[1], 2, 0x3333333333333333);
+    swap_bits(quads[2], quads[3], 2, 0x3333333333333333);
+    swap_bits(quads[0], quads[2], 4, 0x0F0F0F0F0F0F0F0F);
+    swap_bits(quads[1], quads[3], 4, 0x0F0F0F0F0F0F0F0F);
+    std::memcpy(out.top + 4 * half, quads, sizeof(quads));
+  }
+}
+
+// Writes the codes of the super-blocks at `at` of every row of a panel.
+void write_super_blocks(DType dtype, const uint8_t* const (&rows)[kPanelRows], int64_t at, uint8_t* panel) {
+  const int bits = code_format(dtype).bits;
+  SuperBlock blocks[kPanelRows];
+  for (int r = 0; r < kPanelRows; ++r)
+    dtype == DType::q4_k ? pair_q4_k(rows[r] + at, blocks[r]) : pair_q6_k(rows[r] + at, blocks[r]);
+  for (int s = 0; s < 8; ++s, panel += code_bytes(bits)) {
+    interleave(1, [&](int r) { return blocks[r].nibbles[s]; }, panel);
+    for (int r = 0; bits == 6 && r < kPanelRows; ++r) {
+      store_quad(panel + 256 + 4 * r, static_cast<uint32_t>(blocks[r].top[s]));
+      store_quad(panel + 320 + 4 * r, static_cast<uint32_t>(blocks[r].top[s] >> 32));
+    }
+  }
+}
+
+uint8_t read_code(int bits, const uint8_t* panel, int64_t r, int64_t column) {
+  const int64_t j = column / 4;
+  const int64_t at = 4 * r + column % 4;
+  if (bits == 8) return panel[64 * j + at];
+  uint8_t code = panel[64 * (j % 4) + at] >> (j / 4 * 4) & 0x0F;
+  if (bits == 5) code |= (panel[256 + at] >> j & 1) << 4;
+  if (bits == 6) code |= (panel[256 + 64 * (j / 4) + at] >> (2 * (j % 4)) & 3) << 4;
+  return code;
+}
+
+// Copies kBytes at `at` of every row, side by side.
+template <int kBytes>
+void gather(const uint8_t* const (&rows)[kPanelRows], int64_t at, uint8_t* out) {
+  for (int r = 0; r < kPanelRows; ++r) std::memcpy(out + r * kBytes, rows[r] + at, kBytes);
+}
+
+// Scales and biases of the unit whose blocks are at byte `at` of every row: the file's own bits.
+void write_block_scales(DType dtype, const PanelRows& rows, int64_t at, uint8_t* unit) {
+  uint8_t side_by_side[kPanelRows][16];  // scales and minima, by row
+  uint8_t dwords[4 * 64];                // by four scales, then row
+  switch (dtype) {
+    case DType::q5_1: gather<2>(rows.data, at, unit); return gather<2>(rows.data, at + 2, unit + 32);
+    case DType::q4_k:
+    case DType::q5_k:
+      gather<2>(rows.data, at, unit);
+      gather<2>(rows.data, at + 2, unit + 32);
+      for (int r = 0; r < kPanelRows; ++r) {
+        const ScaleMins packed = scale_mins(rows.data[r] + at + 4);
+        std::memcpy(side_by_side[r], &packed, sizeof(packed));
+      }
+      interleave(1, [&](int r) { return side_by_side[r]; }, dwords);
+      for (int v = 0; v < 4; ++v) split_bytes(dwords + 64 * v, unit + 64 + 64 * v);
+      return;
+    case DType::q6_k:
+      gather<2>(rows.data, at + 208, unit);
+      interleave(1, [&](int r) { return rows.data[r] + at + 192; }, dwords);
+      for (int v = 0; v < 4; ++v) split_bytes(dwords + 64 * v, unit + 32 + 64 * v);
+      return;
+    default: gather<2>(rows.data, at, unit);
+  }
+}
+
+void write_group_scales(DType scale_dtype, const PanelRows& rows, int64_t group, uint8_t* unit) {
+  if (scale_dtype == DType::f32) {
+    gather<4>(rows.scales, 4 * group, unit);
+    return gather<4>(rows.biases, 4 * group, unit + 64);
+  }
+  gather<2>(rows.scales, 2 * group, unit);
+  gather<2>(rows.biases, 2 * group, unit + 32);
+}
+
+// Bytes of a unit before its codes.
+int64_t unit_header(DType dtype, DType scale_dtype) {
+  switch (dtype) {
+    case DType::q4_1:
+    case DType::q5_1: return 64;
+    case DType::q4_k:
+    case DType::q5_k: return 320;
+    case DType::q6_k: return 288;
+    case DType::mlx_q4:
+    case DType::mlx_q8: return 2 * 16 * dtype_block_bytes(scale_dtype);
+    default: return 32;
+  }
+}
+
+// Index of an element in a panel of a plain format.
+int64_t plain_element(DType dtype, int64_t column, int64_t r) {
+  if (dtype != DType::bf16) return column * kPanelRows + r;
+  return column / 2 * 2 * kPanelRows + 2 * r + column % 2;
+}
+
+void pack_plain_panel(const StoredTensor& tensor, const PanelRows& rows, uint8_t* panel) {
+  const int64_t width = dtype_block_bytes(tensor.dtype);
+  int64_t k = 0;
+  if (tensor.dtype != DType::f16) {
+    const int64_t vectors = tensor.columns() * width / 16;
+    interleave(vectors, [&](int r) { return rows.data[r]; }, panel);
+    k = vectors * 16 / width;
+  }
+  for (; k < tensor.columns(); ++k) {
+    for (int r = 0; r < kPanelRows; ++r) {
+      std::memcpy(panel + plain_element(tensor.dtype, k, r) * width, rows.data[r] + k * width,
+                  static_cast<size_t>(width));
+    }
+  }
+  // The second half of the last pair.
+  if (tensor.dtype == DType::bf16 && tensor.columns() % 2 != 0) {
+    for (int r = 0; r < kPanelRows; ++r)
+      std::memset(panel + plain_element(tensor.dtype, tensor.columns(), r) * width, 0,
+                  static_cast<size_t>(width));
+  }
+}
+
+// Writes the codes of a unit, whose blocks are at byte `at` of every row.
+void write_unit_codes(DType dtype, const uint8_t* const (&rows)[kPanelRows], int64_t at, int64_t columns,
+                      uint8_t* out) {
+  switch (dtype) {
+    case DType::q4_k:
+    case DType::q6_k: return write_super_blocks(dtype, rows, at, out);
+    case DType::mlx_q8:
+      for (int64_t k = 0; k < columns; k += kBlock)
+        interleave(2, [&](int r) { return rows[r] + at + k; }, out + k / kBlock * code_bytes(8));
+      return;
+    default: break;
+  }
+  const int bits = code_format(dtype).bits;
+  uint8_t codes[kPanelRows][256];
+  for (int r = 0; r < kPanelRows; ++r) read_codes(dtype, rows[r] + at, columns, codes[r]);
+  for (int64_t s = 0; s < columns / kBlock; ++s)
+    write_codes(bits, [&](int r) { return codes[r] + s * kBlock; }, out + s * code_bytes(bits));
+}
+
+// Units whose blocks are `kScales` f16 and then codes in the order of panels (which pair nibbles as these
+// do), 16 * kVectors bytes of them, each to be changed by `kFlip`. A few are written at a time, which do not
+// leave the nearest cache.
+template <int kScales, int kVectors, uint8_t kFlip = 0>
+void pack_simple_units(const PanelRows& rows, int64_t units, uint8_t* unit) {
+  constexpr int64_t kBlockBytes = 2 * kScales + 16 * kVectors, kUnitBytes = 16 * kBlockBytes;
+  constexpr int64_t kTogether = 16;
+  constexpr uint32_t kFlips = 0x01010101U * kFlip;
+  for (int64_t first = 0; first < units; first += kTogether) {
+    for (int r = 0; r < kPanelRows; r += 4) {
+      const uint8_t* from[4];
+      for (int i = 0; i < 4; ++i) from[i] = rows.data[r + i] + first * kBlockBytes;
+      uint8_t* to = unit + first * kUnitBytes;
+      for (int64_t u = first; u < std::min(units, first + kTogether); ++u, to += kUnitBytes) {
+        for (int s = 0; s < kScales; ++s) {
+          for (int i = 0; i < 4; ++i) std::memcpy(to + 32 * s + 2 * (r + i), from[i] + 2 * s, 2);
+        }
+        for (int v = 0; v < kVectors; ++v) {
+          Quads codes[4];
+          for (int i = 0; i < 4; ++i) codes[i] = load_quads(from[i] + 2 * kScales + 16 * v) ^ kFlips;
+          transpose(codes, to + 32 * kScales + 256 * v + 4 * r);
+        }
+        for (const uint8_t*& at : from) at += kBlockBytes;
+      }
+    }
+  }
+}
+
+void pack_block_panel(const StoredTensor& tensor, const PanelRows& rows, uint8_t* panel) {
+  const PanelLayout layout = panel_layout(tensor.dtype, tensor.scale_dtype, tensor.group_size);
+  const int64_t header = unit_header(tensor.dtype, tensor.scale_dtype);
+  const int64_t units = tensor.columns() / layout.unit_columns;
+  const int64_t block_bytes = dtype_block_bytes(tensor.dtype);
+  const int64_t step = layout.unit_columns / dtype_block(tensor.dtype) * block_bytes;  // of a stored row
+  switch (tensor.dtype) {
+    case DType::q4_0: return pack_simple_units<1, 1>(rows, units, panel);
+    case DType::q4_1: return pack_simple_units<2, 1>(rows, units, panel);
+    case DType::q8_0: return pack_simple_units<1, 2, 0x80>(rows, units, panel);  // plus 128
+    default: break;
+  }
+  for (int64_t u = 0; u < units; ++u) {
+    uint8_t* unit = panel + u * layout.unit_bytes;
+    if (tensor.group_size > 0) {
+      write_group_scales(tensor.scale_dtype, rows, u, unit);
+    } else {
+      write_block_scales(tensor.dtype, rows, u * step, unit);
+    }
+    write_unit_codes(tensor.dtype, rows.data, u * step, layout.unit_columns, unit + header);
+  }
+}
+
+float read_scale(DType dtype, const uint8_t* p) {
+  if (dtype == DType::f32) {
+    float value;
+    std::memcpy(&value, p, sizeof(value));
+    return value;
+  }
+  uint16_t bits;
+  std::memcpy(&bits, p, sizeof(bits));
+  return dtype == DType::bf16 ? bf16_value(bits) : f16_value(bits);
+}
+
+// Scale and bias of row `r` for the part of a unit that starts at `column`.
+std::array<float, 2> unit_scale(const PanelMatrix& w, const uint8_t* unit, int64_t r, int64_t column) {
+  const auto f16_at = [&](int64_t offset) { return read_scale(DType::f16, unit + offset + 2 * r); };
+  switch (w.dtype) {
+    case DType::q4_1:
+    case DType::q5_1: return {f16_at(0), f16_at(32)};
+    case DType::q4_k:
+    case DType::q5_k: {
+      const int64_t s = column / 32;
+      return {f16_at(0) * unit[64 + 16 * s + r], -(f16_at(32) * unit[192 + 16 * s + r])};
+    }
+    case DType::q6_k: return {f16_at(0) * static_cast<int8_t>(unit[32 + 16 * (column / 16) + r]), 0};
+    case DType::mlx_q4:
+    case DType::mlx_q8: {
+      const int64_t width = dtype_block_bytes(w.scale_dtype);
+      return {read_scale(w.scale_dtype, unit + r * width),
+              read_scale(w.scale_dtype, unit + (kPanelRows + r) * width)};
+    }
+    default: return {f16_at(0), 0};
+  }
+}
+
+}  // namespace
+
+PanelLayout panel_layout(DType dtype, DType scale_dtype, int64_t group_size) {
+  const int bits = code_format(dtype).bits;
+  if (bits == 0) {
+    const int64_t columns = dtype == DType::bf16 ? 2 : 1;
+    return {columns, columns * kPanelRows * dtype_block_bytes(dtype)};
+  }
+  const int64_t columns = group_size > 0 ? group_size : dtype_block(dtype);
+  return {columns, unit_header(dtype, scale_dtype) + columns / kBlock * code_bytes(bits)};
+}
+
+void write_panel(const StoredTensor& tensor, const PanelRows& rows, uint8_t* panel) {
+  code_format(tensor.dtype).bits == 0 ? pack_plain_panel(tensor, rows, panel)
+                                      : pack_block_panel(tensor, rows, panel);
+}
+
+void unpack_row(const PanelMatrix& matrix, int64_t row, float* out) {
+  const auto* panel = reinterpret_cast<const uint8_t*>(matrix.panel(row / kPanelRows));
+  const int64_t r = row % kPanelRows;
+  const CodeFormat format = code_format(matrix.dtype);
+  if (format.bits == 0) {
+    const int64_t width = dtype_block_bytes(matrix.dtype);
+    for (int64_t k = 0; k < matrix.columns; ++k) {
+      out[k] = read_scale(matrix.dtype, panel + plain_element(matrix.dtype, k, r) * width);
+    }
+    return;
+  }
+  const PanelLayout layout = panel_layout(matrix.dtype, matrix.scale_dtype, matrix.group_size);
+  const int64_t header = unit_header(matrix.dtype, matrix.scale_dtype);
+  for (int64_t k = 0; k < matrix.columns; ++k) {
+    const uint8_t* unit = panel + k / layout.unit_columns * layout.unit_bytes;
+    const int64_t column = k % layout.unit_columns;
+    const auto [scale, bias] = unit_scale(matrix, unit, r, column);
+    const uint8_t* codes = unit + header + column / kBlock * code_bytes(format.bits);
+    const float product =
+        scale * static_cast<float>(read_code(format.bits, codes, r, column % kBlock) - format.zero);
+    out[k] = format.has_bias ? product + bias : product;
+  }
+}
+
+}  // namespace lockstep::quant
