@@ -315,7 +315,8 @@ void run_floor(const FloorFlags& flags) {
             "[" + each + "] variant: expected another computation than the truth, got the same trace");
     }
     const std::string floor = measure_floor(Trace::open(flags.truth), variants, flags.policy);
-    for (const auto& warning : nlohmann::json::parse(floor).at("warnings"))
+    const auto parsed = nlohmann::json::parse(floor);
+    for (const auto& warning : parsed.at("warnings"))
       print_error("[floor] warning: " + warning.get<std::string>());
     std::ofstream file(flags.out, std::ios::binary);
     file << floor << "\n";
