@@ -65,14 +65,17 @@ inline F abs(F x) {
   return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
 }
 inline I round_to_int(F x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
-// The lowest byte of each.
-inline void store_bytes(int8_t* p, I x) {
-  const __m256i low = _mm256_set1_epi32(0xFF);
-  // Packing works within halves of 128 bits: the order is put right afterwards.
-  const __m256i words = _mm256_packus_epi32(_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low));
-  const __m256i bytes = _mm256_packus_epi16(words, words);
-  const __m256i ordered = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(ordered));
+// Words packed from I by `_mm256_packs_epi32`, x before y, as bytes. Packing works within halves of 128 bits:
+// the order is put right afterwards.
+inline void store_low_bytes(int8_t* p, __m256i x, __m256i y) {
+  const __m256i low = _mm256_set1_epi16(0xFF);
+  const __m256i bytes = _mm256_packus_epi16(_mm256_and_si256(x, low), _mm256_and_si256(y, low));
+  const __m256i ordered = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), ordered);
+}
+// The lowest byte of each, which has at most 16 bits.
+inline void store_bytes(int8_t* p, I x, I y) {
+  store_low_bytes(p, _mm256_packs_epi32(x.a, x.b), _mm256_packs_epi32(y.a, y.b));
 }
 inline F to_float(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 // x * 2^n for n in [-125, 128], in two factors: 2^128 has no float of its own.
@@ -215,14 +218,16 @@ struct ByteProducts {
   }
   static I total(I sum) { return times(sum, 1); }
   static I high_total(I sum) { return times(sum, 256); }
-  static void store_planes(int8_t* high, int8_t* low, I x) {
-    const __m256i half = _mm256_set1_epi32(128);
-    store_bytes(high, I{_mm256_srai_epi32(_mm256_add_epi32(x.a, half), 8),
-                        _mm256_srai_epi32(_mm256_add_epi32(x.b, half), 8)});
-    store_bytes(low, x);
+  static void store_wide(int8_t* digits, I x, I y) {
+    const __m256i words[] = {_mm256_packs_epi32(x.a, x.b), _mm256_packs_epi32(y.a, y.b)};
+    store_low_bytes(digits, high(words[0]), high(words[1]));
+    store_low_bytes(digits + 32, words[0], words[1]);
   }
 
  private:
+  static __m256i high(__m256i words) {
+    return _mm256_srai_epi16(_mm256_add_epi16(words, _mm256_set1_epi16(128)), 8);
+  }
   // Pairs of 16-bit sums, each times `factor`.
   static I times(I sum, int16_t factor) {
     const __m256i factors = _mm256_set1_epi16(factor);
@@ -286,8 +291,13 @@ struct WordProducts {
     const __m256i words = _mm256_set1_epi16(static_cast<int16_t>(offset));
     return {_mm256_sub_epi16(codes.a, words), _mm256_sub_epi16(codes.b, words)};
   }
-  // Four quads.
-  static void store_words(int8_t* digits, I x) {
+  static void store_wide(int8_t* digits, I x, I y) {
+    store_quads(digits, x);
+    store_quads(digits + 32, y);
+  }
+
+ private:
+  static void store_quads(int8_t* digits, I x) {
     // Packing works within halves of 128 bits: their order is put right, then that within quads.
     __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), _MM_SHUFFLE(3, 1, 2, 0));
     words = _mm256_shufflelo_epi16(words, _MM_SHUFFLE(3, 1, 2, 0));

@@ -60,8 +60,9 @@ inline F min(F x, F y) { return {_mm512_min_ps(x.v, y.v)}; }
 inline F abs(F x) { return {_mm512_abs_ps(x.v)}; }
 inline I round_to_int(F x) { return {_mm512_cvtps_epi32(x.v)}; }
 // The lowest byte of each.
-inline void store_bytes(int8_t* p, I x) {
+inline void store_bytes(int8_t* p, I x, I y) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x.v));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16), _mm512_cvtepi32_epi8(y.v));
 }
 inline F to_float(I x) { return {_mm512_cvtepi32_ps(x.v)}; }
 // x * 2^n for n in [-125, 128].
@@ -175,9 +176,17 @@ struct ByteProducts {
   static I add(I sum, B codes, B x) { return {_mm512_dpbusd_epi32(sum.v, codes.v, x.v)}; }
   static I total(I sum) { return sum; }
   static I high_total(I sum) { return shift_left(sum, 8); }
-  static void store_planes(int8_t* high, int8_t* low, I x) {
-    store_bytes(high, {_mm512_srai_epi32(_mm512_add_epi32(x.v, _mm512_set1_epi32(128)), 8)});
-    store_bytes(low, x);
+  static void store_wide(int8_t* digits, I x, I y) { store_planes<128>(digits, x, y); }
+
+ protected:
+  // The high plane, of (n + kRaised) / 256, and the low one.
+  template <int kRaised>
+  static void store_planes(int8_t* digits, I x, I y) {
+    const auto high = [](I n) {
+      return I{_mm512_srai_epi32(_mm512_add_epi32(n.v, _mm512_set1_epi32(kRaised)), 8)};
+    };
+    store_bytes(digits, high(x), high(y));
+    store_bytes(digits + 32, x, y);
   }
 };
 using WideProducts = ByteProducts;
@@ -202,10 +211,7 @@ struct ManyByteProducts : ByteProducts {
     _mm512_storeu_si512(p, _mm512_sub_epi32(_mm512_setzero_si512(), raised.v));
   }
   static I start(const std::byte* p) { return {_mm512_loadu_si512(p)}; }
-  static void store_planes(int8_t* high, int8_t* low, I x) {
-    store_bytes(high, {_mm512_srai_epi32(_mm512_add_epi32(x.v, _mm512_set1_epi32(128 << 8)), 8)});
-    store_bytes(low, x);
-  }
+  static void store_wide(int8_t* digits, I x, I y) { store_planes<128 << 8>(digits, x, y); }
 };
 using ManyWideProducts = ManyByteProducts;
 

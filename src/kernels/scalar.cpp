@@ -89,8 +89,9 @@ inline I round_to_int(F x) {
   });
 }
 // The lowest byte of each.
-inline void store_bytes(int8_t* p, I x) {
-  for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(static_cast<uint8_t>(x.v[i]));
+inline void store_bytes(int8_t* p, I x, I y) {
+  for (int i = 0; i < 32; ++i)
+    p[i] = static_cast<int8_t>(static_cast<uint8_t>(i < 16 ? x.v[i] : y.v[i - 16]));
 }
 inline F to_float(I x) {
   return lanes([&](int i) { return static_cast<float>(x.v[i]); });
@@ -242,9 +243,10 @@ struct ByteProducts {
   }
   static I total(I sum) { return sum; }
   static I high_total(I sum) { return shift_left(sum, 8); }
-  static void store_planes(int8_t* high, int8_t* low, I x) {
-    store_bytes(high, lanes<I>([&](int i) { return (x.v[i] + 128) >> 8; }));
-    store_bytes(low, x);
+  static void store_wide(int8_t* digits, I x, I y) {
+    const auto high = [](I n) { return lanes<I>([&](int i) { return (n.v[i] + 128) >> 8; }); };
+    store_bytes(digits, high(x), high(y));
+    store_bytes(digits + 32, x, y);
   }
 };
 using WideProducts = ByteProducts;

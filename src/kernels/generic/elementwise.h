@@ -53,32 +53,16 @@ inline void quantise(const F (&values)[kCount], float most, I (&integers)[kCount
   }
 }
 
-// The first or second 16 integers of a block, as products take them.
-template <typename Products>
-inline void store_wide(int8_t* digits, int half, I integers) {
-  if constexpr (Products::kWidePlanes == 1) {
-    Products::store_words(digits + 32 * half, integers);
-  } else {
-    Products::store_planes(digits + 16 * half, digits + 32 + 16 * half, integers);
-  }
-}
-template <typename Products>
-inline void store_narrow(int8_t* digits, I integers) {
-  store_bytes(digits, Products::kUnsignedDigits ? integers + set1_int(128) : integers);
-}
-
 void to_fixed16(const float* x, int64_t columns, bool many, Fixed16* blocks) {
   for (int64_t k = 0; k < columns; k += 32, x += 32, ++blocks) {
     const F parts[2] = {load_part(x, columns - k, 0),
                         columns - k > 16 ? load_part(x + 16, columns - k - 16, 0) : zero()};
     I integers[2];
     quantise(parts, 32639.0F, integers, &blocks->scale);
-    for (int half = 0; half < 2; ++half) {
-      if (many)
-        store_wide<ManyWideProducts>(blocks->digits, half, integers[half]);
-      else
-        store_wide<WideProducts>(blocks->digits, half, integers[half]);
-    }
+    if (many)
+      ManyWideProducts::store_wide(blocks->digits, integers[0], integers[1]);
+    else
+      WideProducts::store_wide(blocks->digits, integers[0], integers[1]);
     // Sums of integers are exact in any order, and wrap where values are not finite.
     minus_sums(integers[0], integers[1], blocks->minus_sum);
     blocks->minus_sum[2] = static_cast<int32_t>(static_cast<uint32_t>(blocks->minus_sum[0]) +
@@ -96,12 +80,9 @@ void to_fixed8(const float* x, int64_t columns, bool many, Fixed8* blocks) {
       I rounded[1];
       quantise(part, 127.0F, rounded, &blocks->scale[half]);
       integers[half] = rounded[0];
-      int8_t* digits = blocks->digits + 16 * half;
-      if (many)
-        store_narrow<ManyByteProducts>(digits, integers[half]);
-      else
-        store_narrow<ByteProducts>(digits, integers[half]);
     }
+    const I raised = set1_int(many && ManyByteProducts::kUnsignedDigits ? 128 : 0);
+    store_bytes(blocks->digits, integers[0] + raised, integers[1] + raised);
     minus_sums(integers[0], integers[1], blocks->minus_sum);
     blocks->minus_total = std::fma(static_cast<float>(blocks->minus_sum[1]), blocks->scale[1],
                                    static_cast<float>(blocks->minus_sum[0]) * blocks->scale[0]);
