@@ -251,7 +251,8 @@ template <typename Codes, typename Form, int R, int P, typename Acc>
 
 // A few rows: codes are taken as they lie.
 template <typename Format, typename Form, int R, int P>
-void fixed_rows(const LinearArgs& args, const typename Form::Block* first, int64_t panel, int64_t row) {
+void fixed_rows(const LinearArgs& args, const typename Form::Block* first, int64_t panel, int64_t row,
+                Fetching<Format::kSharesFetching> fetching) {
   using Codes = Stored<Format, typename Form::template Products<Format::kBits>>;
   const quant::PanelMatrix& w = *args.weight;
   const int64_t sub_blocks = Format::sub_blocks(w);
@@ -265,17 +266,12 @@ void fixed_rows(const LinearArgs& args, const typename Form::Block* first, int64
   alignas(64) float outputs[P * R * kLanes] = {};  // [P, R, 16]
   const Sums sums{outputs, R * kLanes};
   InMemory acc(sums);
-  int64_t at = 0;  // byte of the panels
   while (x[0] != end) {
     // As short a loop as possible: unrolled, its instructions would no longer come from the cache of decoded
     // ones.
 #pragma GCC unroll 1
     for (int64_t s = 0; s < sub_blocks; ++s) {
-      // The first rows bring the weights from memory, which processors fetch ahead only within a page.
-      if (row == 0) {
-        for (int p = 0; p < P; ++p) fetch_ahead(units[p] + s * step, step, at, w.panel_bytes, P);
-        at += step;
-      }
+      fetching.step(units, s * step, step);
       multiply_block<Codes, Form>(acc, w, units, s, x);
       for (int r = 0; r < R; ++r) ++x[r];
     }
@@ -336,9 +332,10 @@ void fixed_panels(const LinearArgs& args, const typename Form::Block* x, int64_t
   if (args.many) return multiply_unpacked<Form::kManyTile>(args, FixedSource<Format, Form>{x}, begin, end);
   constexpr int kPlanes = Form::template kPlanes<typename Form::template Products<Format::kBits>>;
   constexpr int kTile = kPlanes == 2 ? kRowTilePlanes : kRowTileFixed;
-  tile<kTile>(args, begin, end, [&]<int R, int P>(int64_t row, int64_t panel) {
-    fixed_rows<Format, Form, R, P>(args, x, panel, row);
-  });
+  tile<kTile, Format::kSharesFetching>(args, begin, end,
+                                       [&]<int R, int P>(int64_t row, int64_t panel, const auto& fetching) {
+                                         fixed_rows<Format, Form, R, P>(args, x, panel, row, fetching);
+                                       });
 }
 
 void linear_fixed16(const LinearArgs& args, int64_t begin, int64_t end) {

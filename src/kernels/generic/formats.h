@@ -1,5 +1,6 @@
 // How each panel format yields its scales, biases and codes (layouts: quant/panel.h). A weight is
-// scale * (code - kOffset) + bias.
+// scale * (code - kOffset) + bias. kSharesFetching: see `Fetching`; what has several blocks of 32 columns a
+// unit was slower so.
 
 constexpr int64_t kLanes = 16;
 
@@ -36,6 +37,7 @@ struct Simple {
   static constexpr int kOffset = kCodeOffset;
   static constexpr bool kHasBias = kBias;
   static constexpr int kScaleColumns = 32;
+  static constexpr bool kSharesFetching = true;
   static int64_t sub_blocks(const quant::PanelMatrix&) { return 1; }
   static int64_t unit_bytes(const quant::PanelMatrix&) { return (kBias ? 64 : 32) + code_bytes(kBits); }
   static F scale(const std::byte* unit, int64_t) { return load_f16(unit); }
@@ -53,6 +55,7 @@ struct SuperBlock {
   static constexpr int kOffset = 0;
   static constexpr bool kHasBias = true;
   static constexpr int kScaleColumns = 32;
+  static constexpr bool kSharesFetching = false;
   static int64_t sub_blocks(const quant::PanelMatrix&) { return 8; }
   static int64_t unit_bytes(const quant::PanelMatrix&) { return 64 + 256 + 8 * code_bytes(kBits); }
   static F scale(const std::byte* unit, int64_t s) { return load_f16(unit) * load_u8(unit + 64 + 16 * s); }
@@ -71,6 +74,7 @@ struct Q6K {
   static constexpr int kOffset = 32;
   static constexpr bool kHasBias = false;
   static constexpr int kScaleColumns = 16;
+  static constexpr bool kSharesFetching = false;
   static int64_t sub_blocks(const quant::PanelMatrix&) { return 8; }
   static int64_t unit_bytes(const quant::PanelMatrix&) { return 32 + 256 + 8 * code_bytes(6); }
   static F scale(const std::byte* unit, int64_t half) {
@@ -102,6 +106,7 @@ struct Affine {
   static constexpr int kOffset = 0;
   static constexpr bool kHasBias = true;
   static constexpr int kScaleColumns = 32;
+  static constexpr bool kSharesFetching = false;
   static int64_t sub_blocks(const quant::PanelMatrix& w) { return w.group_size / 32; }
   static int64_t unit_bytes(const quant::PanelMatrix& w) {
     return 2 * Scale::kBytes + sub_blocks(w) * code_bytes(kBits);

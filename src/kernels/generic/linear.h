@@ -3,7 +3,7 @@
 
 // A few rows: weights are widened as they come.
 template <typename Format, int R, int P>
-void plain_rows(const LinearArgs& args, int64_t panel, int64_t row) {
+void plain_rows(const LinearArgs& args, int64_t panel, int64_t row, Fetching<false> fetching) {
   const std::byte* at[P];
   for (int p = 0; p < P; ++p) at[p] = args.weight->panel(panel + p);
   const float* x = args.x + row * args.x_stride;
@@ -19,11 +19,9 @@ void plain_rows(const LinearArgs& args, int64_t panel, int64_t row) {
     }
   };
   for (int64_t k = 0; k < args.weight->columns; k += Format::kColumns) {
+    fetching.step(at, 0, Format::kBytes);
     F weights[Format::kColumns][P];
     for (int p = 0; p < P; ++p) {
-      if (row == 0)
-        fetch_ahead(at[p], Format::kBytes, at[p] - args.weight->panel(panel + p), args.weight->panel_bytes,
-                    P);
       for (int i = 0; i < Format::kColumns; ++i) weights[i][p] = Format::column(at[p], i);
       at[p] += Format::kBytes;
     }
@@ -122,9 +120,10 @@ struct BlockSource : FloatSource {
 template <typename Format>
 void plain_panels(const LinearArgs& args, int64_t begin, int64_t end) {
   if (args.many) return multiply_unpacked<kRowTile>(args, PlainSource<Format>(), begin, end);
-  tile<kRowTile>(args, begin, end, [&]<int R, int P>(int64_t row, int64_t panel) {
-    plain_rows<Format, R, P>(args, panel, row);
-  });
+  tile<kRowTile, false>(args, begin, end,
+                        [&]<int R, int P>(int64_t row, int64_t panel, const auto& fetching) {
+                          plain_rows<Format, R, P>(args, panel, row, fetching);
+                        });
 }
 
 void linear_f32(const LinearArgs& args, int64_t begin, int64_t end) {

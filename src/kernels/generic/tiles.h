@@ -43,23 +43,75 @@ inline void tile_rows(int64_t count, const Rows& rows) {
 constexpr int64_t kRowsTogether = 128;
 constexpr int64_t kPanelsTogether = 8;
 
-// Calls run<R, P>(row, panel) over all rows and panels [begin, end), P = kPanelTile together where there are
-// as many and memory does not want one stream. A last odd panel is too rare to be worth tiles of rows.
-template <int kTile, typename Run>
+// So many tiles of rows share out what is to be fetched: of more the first is too small a part of the whole.
+constexpr int64_t kFewTiles = 4;
+
+// What a tile asks memory for while it is at work: its own weights, some way ahead of where it reads, if
+// nobody did before; else its share of those that come next, so that memory is read all the time and not by
+// the first rows alone.
+template <bool kShares>
+class Fetching {
+ public:
+  // Of the tile at a row of `rows`, panel `panel` of P side by side. next: the panel after them that is to be
+  // fetched; -1 if none is; `panel` for its own.
+  template <int R, int P>
+  static Fetching of(const quant::PanelMatrix& w, int64_t panel, int64_t next, int64_t row, int64_t rows) {
+    Fetching it;
+    it.own_ = next == panel;
+    it.panel_bytes_ = w.panel_bytes;
+    if (next > panel) {
+      it.next_ = w.panel(next) + P * w.panel_bytes * row / rows;
+      it.share_ = (int64_t{R * P} << kShareBits) / rows;
+    }
+    return it;
+  }
+
+  // units: what is read next of P panels, `bytes` of each, `offset` behind it.
+  template <int P>
+  void step(const std::byte* const (&units)[P], int64_t offset, int64_t bytes) {
+    if (own_) {
+      for (int p = 0; p < P; ++p) fetch_ahead(units[p] + offset, bytes, at_, panel_bytes_, P);
+      at_ += bytes;
+    } else if (kShares && next_ != nullptr) {
+      const int64_t share = bytes * share_ >> kShareBits;
+      fetch<2>(next_, share);
+      next_ += share;
+    }
+  }
+
+ private:
+  bool own_ = false;
+  int64_t panel_bytes_ = 0, at_ = 0;  // at_: byte of the tile's panels
+  static constexpr int kShareBits = 16;
+  const std::byte* next_ = nullptr;
+  int64_t share_ = 0;  // bytes to be fetched for each byte of a panel, times 2^kShareBits
+};
+
+// Calls run<R, P>(row, panel, fetching) over all rows and panels [begin, end), P = kPanelTile together where
+// there are as many and memory does not want one stream. kShares: whether a few tiles share out what is to be
+// fetched. A last odd panel is too rare to be worth tiles of rows.
+template <int kTile, bool kShares, typename Run>
 inline void tile(const LinearArgs& args, int64_t begin, int64_t end, const Run& run) {
   const bool one_stream = kOneStream && args.rows == 1;
+  const bool ahead = kShares && args.rows > kTile && args.rows <= kFewTiles * kTile;
+  const int64_t start = begin;
   for (; begin < end; begin += kPanelsTogether) {
     const int64_t last = std::min(end, begin + kPanelsTogether);
     for (int64_t first = 0; first < args.rows; first += kRowsTogether) {
       const int64_t rows = std::min(kRowsTogether, args.rows - first);
+      const auto panels = [&]<int kRows, int P>(int64_t panel) {
+        const int64_t after = panel + P < end ? panel + P : -1;
+        tile_rows<kRows>(rows, [&]<int R>(int64_t row) {
+          const bool own = first == 0 && row == 0 && (panel == start || !ahead);
+          const int64_t next = own ? panel : ahead ? after : -1;
+          run.template operator()<R, P>(
+              first + row, panel, Fetching<kShares>::template of<R, P>(*args.weight, panel, next, row, rows));
+        });
+      };
       int64_t panel = begin;
-      for (; panel + kPanelTile <= last && !one_stream; panel += kPanelTile) {
-        tile_rows<kTile>(
-            rows, [&]<int R>(int64_t row) { run.template operator()<R, kPanelTile>(first + row, panel); });
-      }
-      for (; panel < last; ++panel) {
-        tile_rows<1>(rows, [&]<int R>(int64_t row) { run.template operator()<R, 1>(first + row, panel); });
-      }
+      for (; panel + kPanelTile <= last && !one_stream; panel += kPanelTile)
+        panels.template operator()<kTile, kPanelTile>(panel);
+      for (; panel < last; ++panel) panels.template operator()<1, 1>(panel);
     }
   }
 }
