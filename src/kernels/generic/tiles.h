@@ -46,23 +46,24 @@ constexpr int64_t kPanelsTogether = 8;
 // So many tiles of rows share out what is to be fetched: of more the first is too small a part of the whole.
 constexpr int64_t kFewTiles = 4;
 
-// What a tile asks memory for while it is at work: its own weights, some way ahead of where it reads, if
-// nobody did before; else its share of those that come next, so that memory is read all the time and not by
-// the first rows alone.
+// What a tile asks memory for while it is at work, if anything, since processors look ahead only within a
+// page: its own weights, some way ahead of where it reads, if nobody did before; or its share of those that
+// come next, so that memory is read all the time and not by the first rows alone.
 template <bool kShares>
 class Fetching {
  public:
-  // Of the tile at a row of `rows`, panel `panel` of P side by side. next: the panel after them that is to be
-  // fetched; -1 if none is; `panel` for its own.
-  template <int R, int P>
-  static Fetching of(const quant::PanelMatrix& w, int64_t panel, int64_t next, int64_t row, int64_t rows) {
+  static Fetching own(const quant::PanelMatrix& w) {
     Fetching it;
-    it.own_ = next == panel;
+    it.own_ = true;
     it.panel_bytes_ = w.panel_bytes;
-    if (next > panel) {
-      it.next_ = w.panel(next) + P * w.panel_bytes * row / rows;
-      it.share_ = (int64_t{R * P} << kShareBits) / rows;
-    }
+    return it;
+  }
+  // Of P panels from `next` on what falls to R of `rows` rows, from `row` on.
+  template <int R, int P>
+  static Fetching share(const quant::PanelMatrix& w, int64_t next, int64_t row, int64_t rows) {
+    Fetching it;
+    it.next_ = w.panel(next) + P * w.panel_bytes * row / rows;
+    it.share_ = (int64_t{R * P} << kShareBits) / rows;
     return it;
   }
 
@@ -100,12 +101,13 @@ inline void tile(const LinearArgs& args, int64_t begin, int64_t end, const Run& 
     for (int64_t first = 0; first < args.rows; first += kRowsTogether) {
       const int64_t rows = std::min(kRowsTogether, args.rows - first);
       const auto panels = [&]<int kRows, int P>(int64_t panel) {
-        const int64_t after = panel + P < end ? panel + P : -1;
         tile_rows<kRows>(rows, [&]<int R>(int64_t row) {
-          const bool own = first == 0 && row == 0 && (panel == start || !ahead);
-          const int64_t next = own ? panel : ahead ? after : -1;
-          run.template operator()<R, P>(
-              first + row, panel, Fetching<kShares>::template of<R, P>(*args.weight, panel, next, row, rows));
+          Fetching<kShares> fetching;
+          if (first == 0 && row == 0 && (panel == start || !ahead))
+            fetching = Fetching<kShares>::own(*args.weight);
+          else if (ahead && panel + P < end)
+            fetching = Fetching<kShares>::template share<R, P>(*args.weight, panel + P, row, rows);
+          run.template operator()<R, P>(first + row, panel, fetching);
         });
       };
       int64_t panel = begin;
