@@ -27,6 +27,7 @@ constexpr bool kManyWideSumsInMemory = true;  // while those in f32 would not fi
 constexpr int kManyTileNarrow = 4;            // and in 8 bits
 constexpr int kUnpackRows = 24;               // from so many rows on codes are unpacked once for all of them
 constexpr int kPanelTile = 2;                 // panels that share a broadcast activation
+constexpr bool kLoadsRunAhead = true;         // one row multiplies so fast that its loads need no fetching
 constexpr int kNarrowBits = 8;    // the widest codes for which products with 8-bit activations are the faster
 constexpr int kQueryTile = 4;     // queries that share loaded keys and values,
 constexpr int kKeyParts = 4;      // of so many times 16 keys

@@ -33,7 +33,7 @@ void pair_rows(const LinearArgs& args, int64_t panel, int64_t row) {
     __m512i weights[P];
     for (int p = 0; p < P; ++p) {
       weights[p] = _mm512_loadu_si512(at + p * panel_bytes);
-      if (row == 0) __builtin_prefetch(at + p * panel_bytes + 4096);
+      if (row == 0 && R * P > 1) __builtin_prefetch(at + p * panel_bytes + 4096);
     }
     for (int r = 0; r < R; ++r) {
       int32_t pair;
@@ -62,7 +62,7 @@ void pair_panels(const LinearArgs& args, int64_t panel) {
 }
 
 void linear_bf16(const LinearArgs& args, int64_t begin, int64_t end) {
-  const bool one_stream = kOneStream && args.rows == 1;
+  const bool one_stream = takes_one_stream(args.rows);
   for (; begin + 2 <= end && !one_stream; begin += 2) pair_panels<2>(args, begin);
   for (; begin < end; ++begin) pair_panels<1>(args, begin);
 }

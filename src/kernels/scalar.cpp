@@ -24,6 +24,7 @@ constexpr int kManyTileNarrow = 2;  // and in 8
 constexpr bool kManyWideSumsInMemory = false;
 constexpr int kUnpackRows = 8;
 constexpr int kPanelTile = 1;
+constexpr bool kLoadsRunAhead = false;
 constexpr int kNarrowBits = 8;
 constexpr int kQueryTile = 1;
 constexpr int kKeyParts = 4;

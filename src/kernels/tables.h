@@ -9,9 +9,10 @@ namespace lockstep::kernels {
 /// Whether weights that are read once come past the caches: on AMD's processors the faster, on Intel's by far
 /// the slower.
 extern const bool kPastCaches;
-/// Whether memory is read faster panel after panel than two of them side by side: on AMD's processors, where
-/// one row then takes one panel at a time.
+/// Whether memory is read faster panel after panel than two of them side by side: on AMD's processors.
 extern const bool kOneStream;
+/// Whether so many rows take one panel at a time; more of them would multiply too slowly.
+inline bool takes_one_stream(int64_t rows) { return kOneStream && rows <= 2; }
 
 extern const Table kScalar;
 #if defined(__x86_64__)

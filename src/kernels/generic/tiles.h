@@ -90,10 +90,12 @@ class Fetching {
 
 // Calls run<R, P>(row, panel, fetching) over all rows and panels [begin, end), P = kPanelTile together where
 // there are as many and memory does not want one stream. kShares: whether a few tiles share out what is to be
-// fetched. A last odd panel is too rare to be worth tiles of rows.
+// fetched. A last odd panel is too rare to be worth
+// larger tiles of rows.
 template <int kTile, bool kShares, typename Run>
 inline void tile(const LinearArgs& args, int64_t begin, int64_t end, const Run& run) {
-  const bool one_stream = kOneStream && args.rows == 1;
+  const bool one_stream = takes_one_stream(args.rows);
+  const bool unfetched = one_stream && args.rows == 1 && kLoadsRunAhead;
   const bool ahead = kShares && args.rows > kTile && args.rows <= kFewTiles * kTile;
   const int64_t start = begin;
   for (; begin < end; begin += kPanelsTogether) {
@@ -103,7 +105,7 @@ inline void tile(const LinearArgs& args, int64_t begin, int64_t end, const Run& 
       const auto panels = [&]<int kRows, int P>(int64_t panel) {
         tile_rows<kRows>(rows, [&]<int R>(int64_t row) {
           Fetching<kShares> fetching;
-          if (first == 0 && row == 0 && (panel == start || !ahead))
+          if (first == 0 && row == 0 && !unfetched && (panel == start || !ahead))
             fetching = Fetching<kShares>::own(*args.weight);
           else if (ahead && panel + P < end)
             fetching = Fetching<kShares>::template share<R, P>(*args.weight, panel + P, row, rows);
@@ -113,7 +115,7 @@ inline void tile(const LinearArgs& args, int64_t begin, int64_t end, const Run& 
       int64_t panel = begin;
       for (; panel + kPanelTile <= last && !one_stream; panel += kPanelTile)
         panels.template operator()<kTile, kPanelTile>(panel);
-      for (; panel < last; ++panel) panels.template operator()<1, 1>(panel);
+      for (; panel < last; ++panel) panels.template operator()<std::min(kTile, 2), 1>(panel);
     }
   }
 }
