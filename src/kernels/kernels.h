@@ -31,7 +31,7 @@ struct Fixed8 {
   float minus_total;
 };
 
-/// One product y[t, n] = sum_k x[t, k] * W[n, k] over panels of 16 rows of W.
+/// One product y[t, n] = sum_k x[t, k] * W[n, k] over panels of 16 rows of W, a matrix of one strip.
 struct LinearArgs {
   const quant::PanelMatrix* weight = nullptr;  // [N, K]
   int64_t rows = 0;                            // T
@@ -42,6 +42,7 @@ struct LinearArgs {
   // Rounded for many if they are.
   const Fixed16* x_fixed16 = nullptr;  // [T, K / 32]; used by `linear_fixed16`
   const Fixed8* x_fixed8 = nullptr;    // [T, K / 32]; used by `linear_fixed8`
+  bool accumulate = false;             // y already holds the sums of columns before these; not of plain weights
   float* y = nullptr;                  // [T, N]
   int64_t y_stride = 0;                // in elements
 };

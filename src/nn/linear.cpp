@@ -36,24 +36,25 @@ void Activations::prepare(InputForm form, const quant::PanelMatrix& weight, int6
   }
 }
 
-void Activations::bind(InputForm form, int64_t first, kernels::LinearArgs& args) const {
+void Activations::bind(InputForm form, int64_t first, int64_t column, kernels::LinearArgs& args) const {
   args.x_stride = blocks();
+  const int64_t block = first * blocks() + column / quant::kBlock;
   const kernels::Table& table = *runtime_.kernels;
   const DType dtype = args.weight->dtype;
   args.many = table.takes_many(dtype, args.rows);
   switch (form) {
     case InputForm::f32:
-      args.x = x_ + first * columns_;
+      args.x = x_ + first * columns_ + column;
       args.x_stride = columns_;
       break;
     case InputForm::fixed16:
-      args.x_fixed16 = fixed16_[table.takes_many_fixed16(dtype, args.many)]->data() + first * blocks();
+      args.x_fixed16 = fixed16_[table.takes_many_fixed16(dtype, args.many)]->data() + block;
       break;
     case InputForm::fixed8:
-      args.x_fixed8 = fixed8_[table.takes_many_fixed8(args.many)]->data() + first * blocks();
+      args.x_fixed8 = fixed8_[table.takes_many_fixed8(args.many)]->data() + block;
       break;
     case InputForm::bf16:
-      args.x_bf16 = bf16_->data() + first * even_columns();
+      args.x_bf16 = bf16_->data() + first * even_columns() + column;
       args.x_stride = even_columns();
       break;
   }
@@ -64,17 +65,21 @@ namespace {
 // Panels [begin, end) of `weight`, all of the product's or some of them, whose first output is y.
 void multiply_panels(const Runtime& runtime, const Product& product, const quant::PanelMatrix& weight,
                      int64_t begin, int64_t end, float* y) {
-  kernels::LinearArgs args;
-  args.weight = &weight;
-  args.rows = product.rows;
-  args.y = y;
-  args.y_stride = product.weight->rows();
-  product.x->bind(product.form, product.first_row, args);
-  switch (product.form) {
-    case InputForm::f32: return runtime.kernels->linear_f32(args, begin, end);
-    case InputForm::bf16: return runtime.kernels->linear_bf16(args, begin, end);
-    case InputForm::fixed16: return runtime.kernels->linear_fixed16(args, begin, end);
-    case InputForm::fixed8: return runtime.kernels->linear_fixed8(args, begin, end);
+  for (int64_t s = 0; s < weight.strips(); ++s) {
+    const quant::PanelMatrix strip = weight.strip(s);
+    kernels::LinearArgs args;
+    args.weight = &strip;
+    args.rows = product.rows;
+    args.accumulate = s > 0;
+    args.y = y;
+    args.y_stride = product.weight->rows();
+    product.x->bind(product.form, product.first_row, s * weight.strip_columns, args);
+    switch (product.form) {
+      case InputForm::f32: runtime.kernels->linear_f32(args, begin, end); break;
+      case InputForm::bf16: runtime.kernels->linear_bf16(args, begin, end); break;
+      case InputForm::fixed16: runtime.kernels->linear_fixed16(args, begin, end); break;
+      case InputForm::fixed8: runtime.kernels->linear_fixed8(args, begin, end); break;
+    }
   }
 }
 

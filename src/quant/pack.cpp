@@ -48,6 +48,7 @@ PackedWeight::PackedWeight(std::span<const StoredTensor> experts, PanelMemory& m
     matrix.rows = tensor.rows();
     matrix.columns = tensor.columns();
     matrix.panels = (matrix.rows + kPanelRows - 1) / kPanelRows;
+    matrix.strip_columns = strip_columns(matrix.columns, matrix.dtype, layout);
     matrix.panel_bytes = (matrix.columns + layout.unit_columns - 1) / layout.unit_columns * layout.unit_bytes;
     bytes_ += matrix.panels * matrix.panel_bytes;
     stored_bytes_ += tensor.stored_bytes();
@@ -89,15 +90,17 @@ class Rows {
   arena::Array<std::byte> bytes_;  // [size_]
 };
 
-// Panels [first, last) of a tensor. out: [last - first, panel_bytes].
-void pack_panels(const StoredTensor& tensor, const ReadBytes& read, int64_t panel_bytes, int64_t first,
-                 int64_t last, std::byte* out) {
+// Panels [first, last) of a tensor, which become those of `matrix` from `to` on. out: the bytes of `matrix`.
+void pack_panels(const StoredTensor& tensor, const ReadBytes& read, int64_t first, int64_t last,
+                 const PanelMatrix& matrix, int64_t to, std::byte* out) {
   constexpr int64_t kReadBytes = int64_t{128} << 10;  // at a time: they stay in the cache
   const int64_t all_rows = tensor.rows();
   const int64_t groups = tensor.group_size > 0 ? tensor.columns() / tensor.group_size : 0;
   const int64_t row_bytes = tensor.row_bytes(), scale_bytes = groups * dtype_block_bytes(tensor.scale_dtype);
   Rows data(tensor.data, row_bytes), scales(tensor.scales, scale_bytes), biases(tensor.biases, scale_bytes);
   const std::vector<uint8_t> nothing(static_cast<size_t>(row_bytes));  // a row that the matrix does not have
+  std::vector<PanelMatrix> strips;
+  for (int64_t s = 0; s < matrix.strips(); ++s) strips.push_back(matrix.strip(s));
   const int64_t together = 1 + kReadBytes / (kPanelRows * row_bytes + 1);
   for (; first < last; first += together) {
     const int64_t end_panel = std::min(last, first + together);
@@ -110,7 +113,7 @@ void pack_panels(const StoredTensor& tensor, const ReadBytes& read, int64_t pane
     data.read(read, begin, end);
     scales.read(read, begin, end);
     biases.read(read, begin, end);
-    for (int64_t panel = first; panel < end_panel; ++panel, out += panel_bytes) {
+    for (int64_t panel = first; panel < end_panel; ++panel, ++to) {
       PanelRows rows;
       for (int r = 0; r < kPanelRows; ++r) {
         const int64_t row = panel * kPanelRows + r;
@@ -120,7 +123,12 @@ void pack_panels(const StoredTensor& tensor, const ReadBytes& read, int64_t pane
         rows.scales[r] = there ? scales[at] : nothing.data();
         rows.biases[r] = there ? biases[at] : nothing.data();
       }
-      write_panel(tensor, rows, reinterpret_cast<uint8_t*>(out));
+      int64_t column = 0;
+      for (const PanelMatrix& strip : strips) {
+        write_panel(tensor, rows, column, strip.columns,
+                    reinterpret_cast<uint8_t*>(out + (strip.panel(to) - matrix.bytes)));
+        column += strip.columns;
+      }
     }
   }
 }
@@ -129,10 +137,10 @@ void pack_panels(const StoredTensor& tensor, const ReadBytes& read, int64_t pane
 
 PanelMatrix PackedWeight::pack(int64_t index, int64_t first, int64_t last, std::byte* out) const {
   PanelMatrix part = matrices_[index];
-  pack_panels(stored_[index], read_, part.panel_bytes, first, last, out);
   part.rows = std::min(part.rows, last * kPanelRows) - first * kPanelRows;
   part.panels = last - first;
   part.bytes = out;
+  pack_panels(stored_[index], read_, first, last, part, 0, out);
   return part;
 }
 
@@ -172,9 +180,10 @@ void Packer::run(Pool& pool, Until until, const std::function<void()>& beside) {
       }
       Job& job = jobs[static_cast<size_t>(index - 1)];
       const PackedWeight& weight = *weights_[job.weight];
+      const PanelMatrix& matrix = weight.matrix(job.expert);
       std::byte* data = weight.data_.get();
-      weight.pack(job.expert, job.first, job.last,
-                  data + (weight.matrix(job.expert).panel(job.first) - data));
+      pack_panels(weight.stored_[job.expert], weight.read_, job.first, job.last, matrix, job.first,
+                  data + (matrix.bytes - data));
       job.done = true;
     } catch (...) {
       enough = true;

@@ -233,25 +233,24 @@ int64_t plain_element(DType dtype, int64_t column, int64_t r) {
   return column / 2 * 2 * kPanelRows + 2 * r + column % 2;
 }
 
-void pack_plain_panel(const StoredTensor& tensor, const PanelRows& rows, uint8_t* panel) {
+void pack_plain_panel(const StoredTensor& tensor, const PanelRows& rows, int64_t columns, uint8_t* panel) {
   const int64_t width = dtype_block_bytes(tensor.dtype);
   int64_t k = 0;
   if (tensor.dtype != DType::f16) {
-    const int64_t vectors = tensor.columns() * width / 16;
+    const int64_t vectors = columns * width / 16;
     interleave(vectors, [&](int r) { return rows.data[r]; }, panel);
     k = vectors * 16 / width;
   }
-  for (; k < tensor.columns(); ++k) {
+  for (; k < columns; ++k) {
     for (int r = 0; r < kPanelRows; ++r) {
       std::memcpy(panel + plain_element(tensor.dtype, k, r) * width, rows.data[r] + k * width,
                   static_cast<size_t>(width));
     }
   }
   // The second half of the last pair.
-  if (tensor.dtype == DType::bf16 && tensor.columns() % 2 != 0) {
+  if (tensor.dtype == DType::bf16 && columns % 2 != 0) {
     for (int r = 0; r < kPanelRows; ++r)
-      std::memset(panel + plain_element(tensor.dtype, tensor.columns(), r) * width, 0,
-                  static_cast<size_t>(width));
+      std::memset(panel + plain_element(tensor.dtype, columns, r) * width, 0, static_cast<size_t>(width));
   }
 }
 
@@ -302,10 +301,10 @@ void pack_simple_units(const PanelRows& rows, int64_t units, uint8_t* unit) {
   }
 }
 
-void pack_block_panel(const StoredTensor& tensor, const PanelRows& rows, uint8_t* panel) {
+void pack_block_panel(const StoredTensor& tensor, const PanelRows& rows, int64_t columns, uint8_t* panel) {
   const PanelLayout layout = panel_layout(tensor.dtype, tensor.scale_dtype, tensor.group_size);
   const int64_t header = unit_header(tensor.dtype, tensor.scale_dtype);
-  const int64_t units = tensor.columns() / layout.unit_columns;
+  const int64_t units = columns / layout.unit_columns;
   const int64_t block_bytes = dtype_block_bytes(tensor.dtype);
   const int64_t step = layout.unit_columns / dtype_block(tensor.dtype) * block_bytes;  // of a stored row
   switch (tensor.dtype) {
@@ -370,12 +369,45 @@ PanelLayout panel_layout(DType dtype, DType scale_dtype, int64_t group_size) {
   return {columns, unit_header(dtype, scale_dtype) + columns / kBlock * code_bytes(bits)};
 }
 
-void write_panel(const StoredTensor& tensor, const PanelRows& rows, uint8_t* panel) {
-  code_format(tensor.dtype).bits == 0 ? pack_plain_panel(tensor, rows, panel)
-                                      : pack_block_panel(tensor, rows, panel);
+int64_t strip_columns(int64_t columns, DType dtype, const PanelLayout& layout) {
+  if (code_format(dtype).bits == 0) return 0;
+  // Of 32 KB, with the activations beside it (84 bytes for 32 columns) and some room.
+  constexpr int64_t kPanelBytes = 20480;
+  constexpr int64_t kStep = 256;  // a multiple of every unit
+  const int64_t most = kPanelBytes / layout.unit_bytes * layout.unit_columns / kStep * kStep;
+  const int64_t strips = (columns + most - 1) / most;
+  return strips == 1 ? 0 : ((columns + strips - 1) / strips + kStep - 1) / kStep * kStep;
 }
 
-void unpack_row(const PanelMatrix& matrix, int64_t row, float* out) {
+PanelMatrix PanelMatrix::strip(int64_t index) const {
+  PanelMatrix part = *this;
+  if (strip_columns == 0) return part;
+  const PanelLayout layout = panel_layout(dtype, scale_dtype, group_size);
+  part.strip_columns = 0;
+  part.columns = std::min(strip_columns, columns - index * strip_columns);
+  part.panel_bytes = part.columns / layout.unit_columns * layout.unit_bytes;
+  part.bytes = bytes + index * panels * (strip_columns / layout.unit_columns * layout.unit_bytes);
+  return part;
+}
+
+void write_panel(const StoredTensor& tensor, const PanelRows& rows, int64_t first, int64_t columns,
+                 uint8_t* panel) {
+  PanelRows part = rows;
+  for (int r = 0; r < kPanelRows; ++r) {
+    part.data[r] += first / dtype_block(tensor.dtype) * dtype_block_bytes(tensor.dtype);
+    if (tensor.group_size == 0) continue;
+    const int64_t scales = first / tensor.group_size * dtype_block_bytes(tensor.scale_dtype);
+    part.scales[r] += scales;
+    part.biases[r] += scales;
+  }
+  code_format(tensor.dtype).bits == 0 ? pack_plain_panel(tensor, part, columns, panel)
+                                      : pack_block_panel(tensor, part, columns, panel);
+}
+
+namespace {
+
+// Of a matrix of one strip.
+void unpack_strip_row(const PanelMatrix& matrix, int64_t row, float* out) {
   const auto* panel = reinterpret_cast<const uint8_t*>(matrix.panel(row / kPanelRows));
   const int64_t r = row % kPanelRows;
   const CodeFormat format = code_format(matrix.dtype);
@@ -397,6 +429,13 @@ void unpack_row(const PanelMatrix& matrix, int64_t row, float* out) {
         scale * static_cast<float>(read_code(format.bits, codes, r, column % kBlock) - format.zero);
     out[k] = format.has_bias ? product + bias : product;
   }
+}
+
+}  // namespace
+
+void unpack_row(const PanelMatrix& matrix, int64_t row, float* out) {
+  for (int64_t s = 0; s < matrix.strips(); ++s)
+    unpack_strip_row(matrix.strip(s), row, out + s * matrix.strip_columns);
 }
 
 }  // namespace lockstep::quant

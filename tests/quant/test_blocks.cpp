@@ -9,6 +9,7 @@
 #include <string>
 
 #include "kernels/kernels.h"
+#include "nn/linear.h"
 #include "nn/precision.h"
 #include "quant/blocks.h"
 #include "quant/half.h"
@@ -121,11 +122,11 @@ std::vector<std::byte> lengthen(std::span<const std::byte> part, int64_t rows, i
   return longer;
 }
 
-// Rows as they are and of as many units as models have, which are not packed one by one.
+// Rows as they are, of as many units as models have, which are not packed one by one, and of several strips.
 TEST(Panels, RowsComeBackBitForBit) {
   Pool pool(2);
   for (const auto& c : cases()) {
-    for (const int64_t times : {1, 7}) {
+    for (const int64_t times : {int64_t{1}, int64_t{7}, 5000 / c->tensor.columns() + 1}) {
       StoredTensor tensor = c->tensor;
       const int64_t rows = tensor.rows(), columns = tensor.columns();
       const auto data = lengthen(tensor.data, rows, times);
@@ -145,6 +146,28 @@ TEST(Panels, RowsComeBackBitForBit) {
   }
 }
 
+// A matrix of `rows` rows, each `times` rows of a case side by side.
+struct Enlarged {
+  Enlarged(const Case& c, int64_t rows, int64_t times) : tensor(c.tensor) {
+    const auto repeat = [&](std::span<const std::byte> from, std::vector<std::byte>& to) {
+      const int64_t count = c.tensor.rows(), bytes = static_cast<int64_t>(from.size()) / count;
+      for (int64_t i = 0; i < rows * times; ++i) {
+        const auto row = from.subspan((i / times + i % times) % count * bytes, bytes);
+        to.insert(to.end(), row.begin(), row.end());
+      }
+    };
+    repeat(c.tensor.data, data);
+    repeat(c.tensor.scales, scales);
+    repeat(c.tensor.biases, biases);
+    tensor.shape = {rows, c.tensor.columns() * times};
+    tensor.data = data;
+    tensor.scales = scales;
+    tensor.biases = biases;
+  }
+  StoredTensor tensor;
+  std::vector<std::byte> data, scales, biases;
+};
+
 // Panels that are packed by themselves, into memory that held something else.
 TEST(Panels, APartIsTheSameAsInTheWhole) {
   Pool pool(2);
@@ -158,11 +181,19 @@ TEST(Panels, APartIsTheSameAsInTheWhole) {
     for (int64_t panel = 0; panel < whole.panels; ++panel) {
       std::vector<std::byte> out(static_cast<size_t>(whole.panel_bytes), std::byte{0xFF});
       const quant::PanelMatrix part = later.pack(0, panel, panel + 1, out.data());
-      EXPECT_EQ(std::memcmp(out.data(), whole.panel(panel), out.size()), 0) << name << " panel " << panel;
+      for (int64_t s = 0; s < whole.strips(); ++s) {
+        const quant::PanelMatrix strip = whole.strip(s);
+        EXPECT_EQ(std::memcmp(part.strip(s).bytes, strip.panel(panel), static_cast<size_t>(strip.panel_bytes)),
+                  0)
+            << name << " panel " << panel << " strip " << s;
+      }
       EXPECT_EQ(part.rows, std::min(whole.rows - 16 * panel, quant::kPanelRows)) << name;
     }
   };
-  for (const auto& c : cases()) check(c->tensor, c->name);
+  for (const auto& c : cases()) {
+    check(c->tensor, c->name);
+    check(Enlarged(*c, 40, 5000 / c->tensor.columns() + 1).tensor, c->name + ", long");
+  }
   const std::vector<uint16_t> values(20 * 7, 0x3F80);  // ones
   StoredTensor odd;
   odd.dtype = DType::bf16;
@@ -249,27 +280,51 @@ TEST(Products, EveryFormatOnEveryIsa) {
   }
 }
 
-// A matrix of `rows` rows, each `times` rows of a case side by side.
-struct Enlarged {
-  Enlarged(const Case& c, int64_t rows, int64_t times) : tensor(c.tensor) {
-    const auto repeat = [&](std::span<const std::byte> from, std::vector<std::byte>& to) {
-      const int64_t count = c.tensor.rows(), bytes = static_cast<int64_t>(from.size()) / count;
-      for (int64_t i = 0; i < rows * times; ++i) {
-        const auto row = from.subspan((i / times + i % times) % count * bytes, bytes);
-        to.insert(to.end(), row.begin(), row.end());
+// Against f64 on the reference's values, as above.
+TEST(Products, LongRowsAreSumsOfStrips) {
+  Pool pool(2);
+  for (const auto& c : cases()) {
+    if (quant::code_format(c->tensor.dtype).bits == 0) continue;
+    const int64_t N = 16 * 3 + 5, columns = c->tensor.columns(), times = 5000 / columns + 1;
+    const Enlarged weight(*c, N, times);
+    const std::shared_ptr<const quant::PackedWeight> packed = quant::pack_tensors({&weight.tensor, 1}, pool);
+    ASSERT_GT(packed->matrix().strips(), 1) << c->name;
+    std::mt19937 random(9);
+    std::normal_distribution<float> normal;
+    Tensor x({37, columns * times});
+    for (float& value : x.values()) value = normal(random);
+    std::vector<double> expected, size;
+    for (int64_t t = 0; t < x.shape()[0]; ++t) {
+      for (int64_t n = 0; n < N; ++n) {
+        double sum = 0, all = 0;
+        for (int64_t k = 0; k < columns * times; ++k) {
+          const float value = c->values[(n + k / columns) % c->tensor.rows() * columns + k % columns];
+          sum += static_cast<double>(value) * x.row(t)[k];
+          all += std::fabs(static_cast<double>(value) * x.row(t)[k]);
+        }
+        expected.push_back(sum);
+        size.push_back(all);
       }
-    };
-    repeat(c.tensor.data, data);
-    repeat(c.tensor.scales, scales);
-    repeat(c.tensor.biases, biases);
-    tensor.shape = {rows, c.tensor.columns() * times};
-    tensor.data = data;
-    tensor.scales = scales;
-    tensor.biases = biases;
+    }
+    for (const kernels::Table* table : test::tables()) {
+      for (const auto& [precision, bound] :
+           {std::pair{Precision::f32, 1e-5}, {Precision::exact, 4e-4}, {Precision::fast, 3e-2}}) {
+        const nn::Runtime runtime{table, &pool, precision};
+        for (const int64_t T : {1, 2, 37}) {
+          Tensor some({T, columns * times});
+          std::copy_n(x.data(), T * columns * times, some.data());
+          const Tensor y = nn::linear(some, {&runtime, nn::Role::gate, packed, {}});
+          for (int64_t i = 0; i < T * N; ++i) {
+            if (!(size[i] < 3e38)) continue;  // beyond f32
+            ASSERT_NEAR(y.data()[i], expected[i], bound * size[i] + 1e-37)
+                << table->isa << " " << precision_name(precision) << " " << c->name << " T " << T << " output "
+                << i;
+          }
+        }
+      }
+    }
   }
-  StoredTensor tensor;
-  std::vector<std::byte> data, scales, biases;
-};
+}
 
 // More rows, panels and columns than are at work at once, and none of them a multiple of that.
 TEST(Products, RowsDoNotDependOnTheirNumber) {

@@ -262,10 +262,13 @@ void fixed_rows(const LinearArgs& args, const typename Form::Block* first, int64
   for (int p = 0; p < P; ++p) units[p] = w.panel(panel + p);
   const typename Form::Block* x[R];
   for (int r = 0; r < R; ++r) x[r] = first + (row + r) * args.x_stride;
-  const auto* end = x[0] + args.x_stride;
-  alignas(64) float outputs[P * R * kLanes] = {};  // [P, R, 16]
+  const auto* end = x[0] + w.columns / 32;
+  alignas(64) float outputs[P * R * kLanes];  // [P, R, 16]
   const Sums sums{outputs, R * kLanes};
   InMemory acc(sums);
+  for (int p = 0; p < P; ++p) {
+    for (int r = 0; r < R; ++r) acc.set(p, r, load_outputs(args, panel + p, row + r));
+  }
   while (x[0] != end) {
     // As short a loop as possible: unrolled, its instructions would no longer come from the cache of decoded
     // ones.

@@ -14,6 +14,18 @@ inline void store_outputs(const LinearArgs& args, int64_t panel, int64_t row, F 
   }
 }
 
+// The lanes from which a panel's sums go on: zero, or those of the columns before.
+inline F load_outputs(const LinearArgs& args, int64_t panel, int64_t row) {
+  if (!args.accumulate) return zero();
+  const int64_t begin = panel * kLanes;
+  const int64_t count = args.weight->rows - begin;
+  const float* y = args.y + row * args.y_stride + begin;
+  if (count >= kLanes) return load(y);
+  float lanes[kLanes] = {};
+  std::memcpy(lanes, y, static_cast<size_t>(count) * sizeof(float));
+  return load(lanes);
+}
+
 // Asks for where outputs will be stored.
 inline void fetch_outputs(const LinearArgs& args, int64_t panel, int panels, int64_t row) {
   const float* y = args.y + row * args.y_stride + panel * kLanes;

@@ -46,7 +46,9 @@ void unpacked_tile(const LinearArgs& args, Source& source, int64_t begin, int64_
         const Sums tile{sums.at(panel - begin, r), sums.panel_stride};
         const bool first = b == 0, last = b + blocks == count;
         for (int i = 0; i < R && last; ++i) fetch_outputs(args, panel, P, row + r + i);
-        for (int p = 0; p < P && first; ++p) std::fill_n(tile.at(p, 0), R * kLanes, 0.0F);
+        for (int i = 0; i < R && first; ++i) {
+          for (int p = 0; p < P; ++p) store(tile.at(p, i), load_outputs(args, panel + p, row + r + i));
+        }
         source.template rows<R, P>(args, panels, r, tile);
         for (int i = 0; i < R && last; ++i) {
           for (int p = 0; p < P; ++p) store_outputs(args, panel + p, row + r + i, load(tile.at(p, i)));
