@@ -42,9 +42,9 @@ struct LinearArgs {
   // Rounded for many if they are.
   const Fixed16* x_fixed16 = nullptr;  // [T, K / 32]; used by `linear_fixed16`
   const Fixed8* x_fixed8 = nullptr;    // [T, K / 32]; used by `linear_fixed8`
-  bool accumulate = false;             // y already holds the sums of columns before these; not of plain weights
-  float* y = nullptr;                  // [T, N]
-  int64_t y_stride = 0;                // in elements
+  bool accumulate = false;  // y already holds the sums of columns before these; not of plain weights
+  float* y = nullptr;       // [T, N]
+  int64_t y_stride = 0;     // in elements
 };
 
 /// Attention of some queries to some of the keys, not yet divided by the total.

@@ -51,8 +51,8 @@ class Activations {
 
   /// Makes the form for products of `rows` rows with a weight unless it is there.
   void prepare(InputForm form, const quant::PanelMatrix& weight, int64_t rows);
-  /// Points a product of args.rows rows with args.weight at rows [first, ...) from `column`, a multiple of 32, on,
-  /// in a form that was prepared for it.
+  /// Points a product of args.rows rows with args.weight at rows [first, ...) from `column`, a multiple of
+  /// 32, on, in a form that was prepared for it.
   void bind(InputForm form, int64_t first, int64_t column, kernels::LinearArgs& args) const;
 
  private:

@@ -18,8 +18,8 @@
 //
 // Codes of 32 columns come as 8 quads; quad j holds columns 4j..4j+3 of every row, 64 bytes:
 // byte 4r + i is column 4j + i of row r.
-// Long rows are cut into strips of columns, each packed like a matrix of its own, one strip after the other: the
-// activations of a strip's columns then stay in the nearest cache while its panels pass through it.
+// Long rows are cut into strips of columns, each packed like a matrix of its own, one strip after the other:
+// the activations of a strip's columns then stay in the nearest cache while its panels pass through it.
 //   4 bits: 256 bytes; byte b of vector v has quad v in its low nibble and quad v + 4 in its high.
 //   bit 4: 64 bytes; bit j of a byte belongs to quad j.  bits 4-5: 128 bytes; vector v has quads
 //   4v..4v+3, two bits each from the lowest.  8 bits: 512 bytes, quad after quad.
@@ -47,17 +47,17 @@ struct PanelLayout {
 };
 PanelLayout panel_layout(DType dtype, DType scale_dtype, int64_t group_size);
 
-/// Columns of a strip: as many as leave room in the nearest cache, in about equal strips; 0, all, where one does
-/// and for plain formats, whose activations take little beside the weights.
+/// Columns of a strip: as many as leave room in the nearest cache, in about equal strips; 0, all, where one
+/// does and for plain formats, whose activations take little beside the weights.
 int64_t strip_columns(int64_t columns, DType dtype, const PanelLayout& layout);
 
 /// A packed matrix [rows, columns], or `experts` of them one after the other. Immutable.
 struct PanelMatrix {
   DType dtype = DType::f32;
-  DType scale_dtype = DType::f16;  // of MLX formats
-  int64_t group_size = 0;          // of MLX formats
-  int64_t rows = 0;                // N, of one expert
-  int64_t columns = 0;             // K
+  DType scale_dtype = DType::f16;    // of MLX formats
+  int64_t group_size = 0;            // of MLX formats
+  int64_t rows = 0;                  // N, of one expert
+  int64_t columns = 0;               // K
   int64_t strip_columns = 0;         // of a strip, the last may have fewer; 0: all, in one
   int64_t panel_bytes = 0;           // of all strips together
   int64_t panels = 0;                // ceil(rows / 16), of one expert
@@ -76,8 +76,8 @@ struct PanelRows {
   const uint8_t* scales[kPanelRows];  // of MLX formats
   const uint8_t* biases[kPanelRows];
 };
-/// Writes the panel of columns [first, first + columns) of 16 stored rows; data of a row that the matrix does not
-/// have is zeros. first: a multiple of a unit's columns. panel: [panel_bytes of those columns].
+/// Writes the panel of columns [first, first + columns) of 16 stored rows; data of a row that the matrix does
+/// not have is zeros. first: a multiple of a unit's columns. panel: [panel_bytes of those columns].
 void write_panel(const StoredTensor& tensor, const PanelRows& rows, int64_t first, int64_t columns,
                  uint8_t* panel);
 

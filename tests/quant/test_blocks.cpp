@@ -183,8 +183,8 @@ TEST(Panels, APartIsTheSameAsInTheWhole) {
       const quant::PanelMatrix part = later.pack(0, panel, panel + 1, out.data());
       for (int64_t s = 0; s < whole.strips(); ++s) {
         const quant::PanelMatrix strip = whole.strip(s);
-        EXPECT_EQ(std::memcmp(part.strip(s).bytes, strip.panel(panel), static_cast<size_t>(strip.panel_bytes)),
-                  0)
+        EXPECT_EQ(
+            std::memcmp(part.strip(s).bytes, strip.panel(panel), static_cast<size_t>(strip.panel_bytes)), 0)
             << name << " panel " << panel << " strip " << s;
       }
       EXPECT_EQ(part.rows, std::min(whole.rows - 16 * panel, quant::kPanelRows)) << name;
@@ -317,8 +317,8 @@ TEST(Products, LongRowsAreSumsOfStrips) {
           for (int64_t i = 0; i < T * N; ++i) {
             if (!(size[i] < 3e38)) continue;  // beyond f32
             ASSERT_NEAR(y.data()[i], expected[i], bound * size[i] + 1e-37)
-                << table->isa << " " << precision_name(precision) << " " << c->name << " T " << T << " output "
-                << i;
+                << table->isa << " " << precision_name(precision) << " " << c->name << " T " << T
+                << " output " << i;
           }
         }
       }
