@@ -376,7 +376,7 @@ int64_t strip_columns(int64_t columns, DType dtype, const PanelLayout& layout) {
   constexpr int64_t kStep = 256;  // a multiple of every unit
   const int64_t most = kPanelBytes / layout.unit_bytes * layout.unit_columns / kStep * kStep;
   const int64_t strips = (columns + most - 1) / most;
-  return strips == 1 ? 0 : ((columns + strips - 1) / strips + kStep - 1) / kStep * kStep;
+  return strips <= 1 ? 0 : ((columns + strips - 1) / strips + kStep - 1) / kStep * kStep;
 }
 
 PanelMatrix PanelMatrix::strip(int64_t index) const {

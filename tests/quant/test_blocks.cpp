@@ -280,6 +280,31 @@ TEST(Products, EveryFormatOnEveryIsa) {
   }
 }
 
+TEST(Panels, StripsCoverRowsOfAnyLength) {
+  for (const auto& c : cases()) {
+    const StoredTensor& tensor = c->tensor;
+    const auto layout = quant::panel_layout(tensor.dtype, tensor.scale_dtype, tensor.group_size);
+    for (const int64_t columns : {0, 256, 1024, 1536, 2048, 2304, 4096, 11008, 14336, 53248}) {
+      quant::PanelMatrix matrix;
+      matrix.dtype = tensor.dtype, matrix.scale_dtype = tensor.scale_dtype;
+      matrix.group_size = tensor.group_size;
+      matrix.columns = columns, matrix.panels = 3;
+      matrix.bytes = tensor.data.data();  // only counted from
+      matrix.panel_bytes = columns / layout.unit_columns * layout.unit_bytes;
+      matrix.strip_columns = quant::strip_columns(columns, tensor.dtype, layout);
+      int64_t covered = 0, bytes = 0;
+      for (int64_t s = 0; s < matrix.strips(); ++s) {
+        const quant::PanelMatrix strip = matrix.strip(s);
+        EXPECT_EQ(strip.bytes - matrix.bytes, 3 * bytes) << c->name << " " << columns;
+        EXPECT_EQ(covered % 256, 0) << c->name << " " << columns;
+        covered += strip.columns, bytes += strip.panel_bytes;
+      }
+      EXPECT_EQ(covered, columns) << c->name;
+      EXPECT_EQ(bytes, matrix.panel_bytes) << c->name << " " << columns;
+    }
+  }
+}
+
 // Against f64 on the reference's values, as above.
 TEST(Products, LongRowsAreSumsOfStrips) {
   Pool pool(2);
