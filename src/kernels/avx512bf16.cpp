@@ -33,6 +33,7 @@ void pair_rows(const LinearArgs& args, int64_t panel, int64_t row) {
     __m512i weights[P];
     for (int p = 0; p < P; ++p) {
       weights[p] = _mm512_loadu_si512(at + p * panel_bytes);
+      // A single row of a single panel runs ahead by itself, like those of codes.
       if (row == 0 && R * P > 1) __builtin_prefetch(at + p * panel_bytes + 4096);
     }
     for (int r = 0; r < R; ++r) {

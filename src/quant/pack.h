@@ -54,8 +54,8 @@ class PackedWeight {
 
   bool packed() const { return stored_.empty(); }
   /// Of a weight that is not packed: panels [first, last) of an expert, as a matrix of their own in `out`.
-  /// out: [last - first, panel_bytes]. Rows of a panel beyond the last of the matrix become zeros. Safe from
-  /// several threads; errors are those of the reader.
+  /// out: [strips, last - first, panel_bytes of the strip]. Rows of a panel beyond the last of the matrix
+  /// become zeros. Safe from several threads; errors are those of the reader.
   PanelMatrix pack(int64_t index, int64_t first, int64_t last, std::byte* out) const;
   /// Row `row` of the only matrix as f32 (`unpack_row`), packed or not. out: [columns].
   void row(int64_t row, float* out) const;
@@ -66,7 +66,7 @@ class PackedWeight {
   int64_t experts_ = 0;
   int64_t bytes_ = 0;
   int64_t stored_bytes_ = 0;
-  std::shared_ptr<std::byte> data_;  // [experts, panels, panel_bytes]
+  std::shared_ptr<std::byte> data_;  // [experts, strips, panels, panel_bytes of the strip]
   std::vector<PanelMatrix> matrices_;
   std::vector<StoredTensor> stored_;  // what the panels are made from; none once they are
   ReadBytes read_;

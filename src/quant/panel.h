@@ -18,11 +18,12 @@
 //
 // Codes of 32 columns come as 8 quads; quad j holds columns 4j..4j+3 of every row, 64 bytes:
 // byte 4r + i is column 4j + i of row r.
-// Long rows are cut into strips of columns, each packed like a matrix of its own, one strip after the other:
-// the activations of a strip's columns then stay in the nearest cache while its panels pass through it.
 //   4 bits: 256 bytes; byte b of vector v has quad v in its low nibble and quad v + 4 in its high.
 //   bit 4: 64 bytes; bit j of a byte belongs to quad j.  bits 4-5: 128 bytes; vector v has quads
 //   4v..4v+3, two bits each from the lowest.  8 bits: 512 bytes, quad after quad.
+//
+// Long rows are cut into strips of columns, each packed like a matrix of its own, one strip after the other:
+// the activations of a strip's columns then stay in the nearest cache while its panels pass through it.
 #pragma once
 
 #include <cstddef>

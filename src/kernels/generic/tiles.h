@@ -102,8 +102,7 @@ class Fetching {
 
 // Calls run<R, P>(row, panel, fetching) over all rows and panels [begin, end), P = kPanelTile together where
 // there are as many and memory does not want one stream. kShares: whether a few tiles share out what is to be
-// fetched. A last odd panel is too rare to be worth
-// larger tiles of rows.
+// fetched. A last odd panel is too rare to be worth larger tiles of rows.
 template <int kTile, bool kShares, typename Run>
 inline void tile(const LinearArgs& args, int64_t begin, int64_t end, const Run& run) {
   const bool one_stream = takes_one_stream(args.rows);
