@@ -252,7 +252,8 @@ template <typename Codes, typename Form, int R, int P, typename Acc>
 // A few rows: codes are taken as they lie.
 template <typename Format, typename Form, int R, int P>
 void fixed_rows(const LinearArgs& args, const typename Form::Block* first, int64_t panel, int64_t row,
-                Fetching<Format::kSharesFetching> fetching) {
+                const Fetching<Format::kSharesFetching>& what) {
+  Fetching fetching = what;
   using Codes = Stored<Format, typename Form::template Products<Format::kBits>>;
   const quant::PanelMatrix& w = *args.weight;
   const int64_t sub_blocks = Format::sub_blocks(w);
