@@ -2,6 +2,8 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -21,6 +23,7 @@ constexpr std::string_view kName = "avx2";
 constexpr int kRowTile = 6;         // rows of activations that share an unpacked weight, f32
 constexpr int kRowTileFixed = 4;    // the same in fixed point,
 constexpr int kRowTilePlanes = 2;   // and where a row has two planes
+constexpr bool kRowsInTurn = false;
 constexpr int kFewWideBits = 5;     // the widest codes that few rows of 16 bits multiply in two planes
 constexpr int kManyTileWide = 4;    // the same where there are many rows, in 16 bits
 constexpr int kManyTileNarrow = 4;  // and in 8
@@ -79,6 +82,8 @@ inline void store_bytes(int8_t* p, I x, I y) {
   store_low_bytes(p, _mm256_packs_epi32(x.a, x.b), _mm256_packs_epi32(y.a, y.b));
 }
 inline F to_float(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+inline F times_power(F x, F power) { return x * power; }
+inline bool any_special(F) { return false; }
 // x * 2^n for n in [-125, 128], in two factors: 2^128 has no float of its own.
 inline __m256 scale_by_power(__m256 x, __m256i n) {
   const __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(126)), 23);
@@ -189,7 +194,6 @@ inline F quad_column(B x, int i) {
   return {_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(x.a, 8 * i), low)),
           _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(x.b, 8 * i), low))};
 }
-
 inline I int_zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 // Four bytes or two words of activations, in every lane.
 inline B broadcast(const int8_t* x) {
@@ -312,6 +316,16 @@ using ManyWideProducts = WordProducts;
 inline I set1_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 inline I operator+(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 inline I operator-(I x, I y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
+// x * ratios[0] + y * ratios[1], all of 16 bits.
+inline I join(I x, I y, const int16_t* ratios) {
+  int32_t pair;
+  std::memcpy(&pair, ratios, sizeof(pair));
+  const auto half = [&](__m256i first, __m256i second) {
+    const __m256i words = _mm256_blend_epi16(first, _mm256_slli_epi32(second, 16), 0xAA);
+    return _mm256_madd_epi16(words, _mm256_set1_epi32(pair));
+  };
+  return {half(x.a, y.a), half(x.b, y.b)};
+}
 inline I shift_left(I x, int n) { return {_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)}; }
 
 // In memory the sums of a tile do better: registers are too few.

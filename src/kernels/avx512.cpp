@@ -2,6 +2,8 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -19,8 +21,9 @@ namespace {
 
 constexpr std::string_view kName = "avx512";
 constexpr int kRowTile = 8;        // rows of activations that share an unpacked weight, f32
-constexpr int kRowTileFixed = 4;   // the same in fixed point,
-constexpr int kRowTilePlanes = 4;  // and where a row has two planes
+constexpr int kRowTileFixed = 16;  // the same in fixed point,
+constexpr int kRowTilePlanes = 16;  // and where a row has two planes
+constexpr bool kRowsInTurn = true;  // two of them at a time
 constexpr int kFewWideBits = 8;    // the widest codes that few rows of 16 bits multiply in two planes
 constexpr int kManyTileWide = 8;   // the same where there are many rows, in 16 bits: one sum,
 constexpr bool kManyWideSumsInMemory = true;  // while those in f32 would not fit the registers
@@ -66,6 +69,15 @@ inline void store_bytes(int8_t* p, I x, I y) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16), _mm512_cvtepi32_epi8(y.v));
 }
 inline F to_float(I x) { return {_mm512_cvtepi32_ps(x.v)}; }
+// x * power, a power of two, as a sum of exponents: where both and the product are normal numbers.
+inline F times_power(F x, F power) {
+  const __m512i less = _mm512_sub_epi32(_mm512_castps_si512(x.v), _mm512_set1_epi32(127 << 23));
+  return {_mm512_castsi512_ps(_mm512_add_epi32(less, _mm512_castps_si512(power.v)))};
+}
+// Whether any lane is 0 or not finite.
+inline bool any_special(F x) {
+  return _mm512_fpclass_ps_mask(x.v, 0x01 | 0x02 | 0x04 | 0x08 | 0x10 | 0x80) != 0;
+}
 // x * 2^n for n in [-125, 128].
 inline F scale_by_power(F x, I n) { return {_mm512_scalef_ps(x.v, _mm512_cvtepi32_ps(n.v))}; }
 // Lanes i with first <= i < last keep x, others take y.
@@ -158,6 +170,13 @@ inline B broadcast(const int8_t* x) {
 inline I set1_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
 inline I operator+(I x, I y) { return {_mm512_add_epi32(x.v, y.v)}; }
 inline I operator-(I x, I y) { return {_mm512_sub_epi32(x.v, y.v)}; }
+// x * ratios[0] + y * ratios[1], all of 16 bits.
+inline I join(I x, I y, const int16_t* ratios) {
+  int32_t pair;
+  std::memcpy(&pair, ratios, sizeof(pair));
+  const __m512i words = _mm512_mask_blend_epi16(0xAAAAAAAA, x.v, _mm512_slli_epi32(y.v, 16));
+  return {_mm512_madd_epi16(words, _mm512_set1_epi32(pair))};
+}
 inline I shift_left(I x, int n) { return {_mm512_slli_epi32(x.v, static_cast<unsigned>(n))}; }
 
 // Products of unsigned codes with signed bytes, four columns at a time, summed in int32.

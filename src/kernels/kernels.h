@@ -14,8 +14,9 @@
 
 namespace lockstep::kernels {
 
-/// 32 columns of a row of activations as 16-bit fixed point: x[k] ~ scale * n[k], |n| <= 32639. Rows are
-/// padded with zeros up to a multiple of 32.
+/// 32 columns of a row of activations as 16-bit fixed point: x[k] ~ scale * n[k], |n| <= 32639, the scale a
+/// power of two, so that scales of weights times it are a sum of exponents. Rows are padded with zeros up to a
+/// multiple of 32.
 struct Fixed16 {
   int8_t digits[64];  // as the ISA multiplies them: a high and a low plane, n = 256 * high + low, or int16;
                       // for many rows perhaps unsigned bytes, n = 256 * (high - 128) + low
@@ -23,10 +24,13 @@ struct Fixed16 {
   int32_t minus_sum[3];  // sums of the integers, negative: of the first 16, of the others, of all
   float minus_total;     // sum of the rounded values, negative
 };
-/// The same as 8-bit fixed point: x[k] ~ scale[k / 16] * digits[k], |digits| <= 127.
+/// The same as 8-bit fixed point: x[k] ~ scale[k / 16] * digits[k], |digits| <= 127, the scales whole
+/// multiples of a power of two, so that sums of 16 columns that fit 16 bits are joined in integers.
 struct Fixed8 {
   int8_t digits[32];  // for many rows perhaps unsigned, 128 more
-  float scale[2];
+  float scale[2];    // unit * ratio
+  float unit;
+  int16_t ratio[2];  // > 0
   int32_t minus_sum[2];  // of the first 16, of the others
   float minus_total;
 };
@@ -42,6 +46,7 @@ struct LinearArgs {
   // Rounded for many if they are.
   const Fixed16* x_fixed16 = nullptr;  // [T, K / 32]; used by `linear_fixed16`
   const Fixed8* x_fixed8 = nullptr;    // [T, K / 32]; used by `linear_fixed8`
+  const float* x_start = nullptr;      // [T]: what `to_fixed16` or `to_fixed8` returned for a row
   bool accumulate = false;  // y already holds the sums of columns before these; not of plain weights
   float* y = nullptr;       // [T, N]
   int64_t y_stride = 0;     // in elements
@@ -80,17 +85,16 @@ struct Table {
   void (*linear_fixed16)(const LinearArgs& args, int64_t begin, int64_t end);
   void (*linear_fixed8)(const LinearArgs& args, int64_t begin, int64_t end);
   int narrow_bits;
-  /// From so many rows on it is faster to unpack weights once for all of them (`LinearArgs::many`): weights
-  /// of any format, and those that take little to unpack, codes of 4 or 8 bits with one scale a block.
+  /// From so many rows on it is faster to unpack weights once for all of them (`LinearArgs::many`), for
+  /// products in f32 and in fixed point.
   int64_t many_rows;
-  int64_t many_rows_quick;
-  /// Whether a product of `rows` rows with weights of this format is one of many.
-  bool takes_many(DType dtype, int64_t rows) const;
-  /// Rounds one row of `columns` values to blocks of fixed point. For `many` rows digits may be kept in
+  int64_t many_rows_fixed;
+  /// Rounds one row of `columns` values to blocks of fixed point. Returns where sums with it start: 0, or NaN
+  /// where a value is not finite or larger than 2^118, so that this reaches the result. For `many` rows digits may be kept in
   /// another way: the same numbers, and where not `many_fixed16` or `many_fixed8` the same bytes. Few rows
   /// take that way too with codes of more than `few_fixed16_bits`.
-  void (*to_fixed16)(const float* x, int64_t columns, bool many, Fixed16* blocks);
-  void (*to_fixed8)(const float* x, int64_t columns, bool many, Fixed8* blocks);
+  float (*to_fixed16)(const float* x, int64_t columns, bool many, Fixed16* blocks);
+  float (*to_fixed8)(const float* x, int64_t columns, bool many, Fixed8* blocks);
   bool many_fixed16;
   int few_fixed16_bits;
   bool many_fixed8;

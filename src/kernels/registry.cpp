@@ -20,10 +20,10 @@ const Table& avx512() {
   static const Table table = [] {
     Table here = kAvx512;
     // Zen 4 carries out 512 bits in halves, and products leave it half of its pipes: what unpacking takes
-    // hides there, all of it or until rows are many.
+    // hides there.
     if (__builtin_cpu_is("amdfam19h")) {
       here.many_rows = 64;
-      here.many_rows_quick = std::numeric_limits<int64_t>::max();
+      here.many_rows_fixed = std::numeric_limits<int64_t>::max();
     }
     return here;
   }();
@@ -40,17 +40,6 @@ const Table& avx512bf16() {
 const bool kPastCaches = false;
 const bool kOneStream = false;
 #endif
-
-bool Table::takes_many(DType dtype, int64_t rows) const {
-  switch (dtype) {
-    case DType::q4_0:
-    case DType::q4_1:
-    case DType::q8_0:
-    case DType::mlx_q4:
-    case DType::mlx_q8: return rows >= many_rows_quick;
-    default: return rows >= many_rows;
-  }
-}
 
 bool Table::takes_many_fixed16(DType dtype, bool many) const {
   return many_fixed16 && (many || quant::code_format(dtype).bits > few_fixed16_bits);

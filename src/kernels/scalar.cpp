@@ -1,5 +1,6 @@
 // The base: plain C++ for any processor. 16 lanes are arrays, which compilers vectorise as they can.
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -18,6 +19,7 @@ constexpr std::string_view kName = "scalar";
 constexpr int kRowTile = 4;
 constexpr int kRowTileFixed = 2;
 constexpr int kRowTilePlanes = 2;
+constexpr bool kRowsInTurn = false;
 constexpr int kFewWideBits = 8;
 constexpr int kManyTileWide = 2;    // the same where there are many rows, in 16 bits
 constexpr int kManyTileNarrow = 2;  // and in 8
@@ -97,6 +99,8 @@ inline void store_bytes(int8_t* p, I x, I y) {
 inline F to_float(I x) {
   return lanes([&](int i) { return static_cast<float>(x.v[i]); });
 }
+inline F times_power(F x, F power) { return x * power; }
+inline bool any_special(F) { return false; }
 // x * 2^n for n in [-125, 128], in two factors: 2^128 has no float of its own.
 inline F scale_by_power(F x, I n) {
   return lanes([&](int i) {
@@ -193,7 +197,6 @@ inline void store_bytes(void* p, B x) { std::memcpy(p, x.v, sizeof(x.v)); }
 inline F quad_column(B x, int i) {
   return lanes([&](int lane) { return static_cast<float>(x.v[4 * lane + i]); });
 }
-
 inline I int_zero() {
   return lanes<I>([](int) { return 0; });
 }
@@ -212,6 +215,12 @@ inline I operator+(I x, I y) {
 }
 inline I operator-(I x, I y) {
   return lanes<I>([&](int i) { return static_cast<int32_t>(bits(x.v[i]) - bits(y.v[i])); });
+}
+// x * ratios[0] + y * ratios[1], all of 16 bits.
+inline I join(I x, I y, const int16_t* ratios) {
+  return lanes<I>([&](int i) {
+    return static_cast<int32_t>(bits(x.v[i]) * bits(ratios[0]) + bits(y.v[i]) * bits(ratios[1]));
+  });
 }
 inline I shift_left(I x, int n) {
   return lanes<I>([&](int i) { return static_cast<int32_t>(bits(x.v[i]) << n); });

@@ -9,29 +9,39 @@ void Activations::make(Rows<Block>& rows, int64_t width, Round round) const {
   if (rows) return;
   rows = arena::Array<Block>(static_cast<size_t>(rows_ * width));
   runtime_.for_rows(rows_, columns_, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) round(x_ + t * columns_, rows->data() + t * width);
+    for (int64_t t = begin; t < end; ++t) round(t, x_ + t * columns_, rows->data() + t * width);
   });
+}
+
+template <typename Block, typename Round>
+void Activations::make_fixed(Fixed<Block>& fixed, Round round) const {
+  if (fixed.rows) return;
+  fixed.start.resize(static_cast<size_t>(rows_));
+  make(fixed.rows, blocks(), [&](int64_t t, const float* x, Block* y) { fixed.start[t] = round(x, y); });
 }
 
 void Activations::prepare(InputForm form, const quant::PanelMatrix& weight, int64_t rows) {
   const kernels::Table& table = *runtime_.kernels;
-  const bool many = table.takes_many(weight.dtype, rows);
+  const bool many = rows >= table.many_rows_fixed;
   switch (form) {
     case InputForm::f32: break;
     case InputForm::fixed16: {
       const bool other = table.takes_many_fixed16(weight.dtype, many);
-      make(fixed16_[other], blocks(),
-           [&](const float* x, kernels::Fixed16* y) { table.to_fixed16(x, columns_, other, y); });
+      make_fixed(fixed16_[other], [&](const float* x, kernels::Fixed16* y) {
+        return table.to_fixed16(x, columns_, other, y);
+      });
       break;
     }
     case InputForm::fixed8: {
       const bool other = table.takes_many_fixed8(many);
-      make(fixed8_[other], blocks(),
-           [&](const float* x, kernels::Fixed8* y) { table.to_fixed8(x, columns_, other, y); });
+      make_fixed(fixed8_[other], [&](const float* x, kernels::Fixed8* y) {
+        return table.to_fixed8(x, columns_, other, y);
+      });
       break;
     }
     case InputForm::bf16:
-      make(bf16_, even_columns(), [&](const float* x, uint16_t* y) { table.to_bf16(x, columns_, y); });
+      make(bf16_, even_columns(),
+           [&](int64_t, const float* x, uint16_t* y) { table.to_bf16(x, columns_, y); });
       break;
   }
 }
@@ -41,18 +51,24 @@ void Activations::bind(InputForm form, int64_t first, int64_t column, kernels::L
   const int64_t block = first * blocks() + column / quant::kBlock;
   const kernels::Table& table = *runtime_.kernels;
   const DType dtype = args.weight->dtype;
-  args.many = table.takes_many(dtype, args.rows);
+  args.many = args.rows >= (form == InputForm::f32 ? table.many_rows : table.many_rows_fixed);
   switch (form) {
     case InputForm::f32:
       args.x = x_ + first * columns_ + column;
       args.x_stride = columns_;
       break;
-    case InputForm::fixed16:
-      args.x_fixed16 = fixed16_[table.takes_many_fixed16(dtype, args.many)]->data() + block;
+    case InputForm::fixed16: {
+      const auto& fixed = fixed16_[table.takes_many_fixed16(dtype, args.many)];
+      args.x_fixed16 = fixed.rows->data() + block;
+      args.x_start = fixed.start.data() + first;
       break;
-    case InputForm::fixed8:
-      args.x_fixed8 = fixed8_[table.takes_many_fixed8(args.many)]->data() + block;
+    }
+    case InputForm::fixed8: {
+      const auto& fixed = fixed8_[table.takes_many_fixed8(args.many)];
+      args.x_fixed8 = fixed.rows->data() + block;
+      args.x_start = fixed.start.data() + first;
       break;
+    }
     case InputForm::bf16:
       args.x_bf16 = bf16_->data() + first * even_columns() + column;
       args.x_stride = even_columns();

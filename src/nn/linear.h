@@ -58,19 +58,27 @@ class Activations {
  private:
   template <typename Block>
   using Rows = std::optional<arena::Array<Block>>;  // [T, blocks]
+  template <typename Block>
+  struct Fixed {
+    Rows<Block> rows;
+    std::vector<float> start;  // [T]: see LinearArgs
+  };
 
-  /// round(x, y): of one row.
+  /// round(t, x, y): of row t.
   template <typename Block, typename Round>
   void make(Rows<Block>& rows, int64_t width, Round round) const;
+  /// round(x, y), which returns where sums of the row start.
+  template <typename Block, typename Round>
+  void make_fixed(Fixed<Block>& fixed, Round round) const;
   int64_t blocks() const { return (columns_ + quant::kBlock - 1) / quant::kBlock; }
   int64_t even_columns() const { return (columns_ + 1) / 2 * 2; }
 
   const Runtime& runtime_;
   const float* x_;
   int64_t rows_, columns_;
-  Rows<kernels::Fixed16> fixed16_[2];  // by takes_many_fixed16
-  Rows<kernels::Fixed8> fixed8_[2];    // by takes_many_fixed8
-  Rows<uint16_t> bf16_;                // [T, even_columns]
+  Fixed<kernels::Fixed16> fixed16_[2];  // by takes_many_fixed16
+  Fixed<kernels::Fixed8> fixed8_[2];    // by takes_many_fixed8
+  Rows<uint16_t> bf16_;                 // [T, even_columns]
 };
 
 /// One product of a set that runs together.

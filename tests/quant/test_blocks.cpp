@@ -244,12 +244,13 @@ void check_products(const kernels::Table& table, const Case& c, int64_t rows, in
   const int64_t blocks = (K + 31) / 32;
   std::vector<kernels::Fixed16> wide(static_cast<size_t>(T * blocks));
   std::vector<kernels::Fixed8> narrow(wide.size());
+  std::vector<float> starts(static_cast<size_t>(T));
   std::vector<uint16_t> pairs(static_cast<size_t>(T * (K + K % 2)));
   std::vector<float> y(T * rows, -1.0F);
   kernels::LinearArgs args;
   args.weight = &packed->matrix();
   args.rows = T;
-  args.many = table.takes_many(args.weight->dtype, T);
+  args.many = T >= (form == nn::InputForm::f32 ? table.many_rows : table.many_rows_fixed);
   args.x = x.data();
   args.x_stride = K;
   args.y = y.data();
@@ -258,14 +259,15 @@ void check_products(const kernels::Table& table, const Case& c, int64_t rows, in
   for (int64_t t = 0; t < T; ++t) {
     const DType dtype = args.weight->dtype;
     if (form == nn::InputForm::fixed16)
-      table.to_fixed16(&x[t * K], K, table.takes_many_fixed16(dtype, args.many), &wide[t * blocks]);
+      starts[t] = table.to_fixed16(&x[t * K], K, table.takes_many_fixed16(dtype, args.many), &wide[t * blocks]);
     if (form == nn::InputForm::fixed8)
-      table.to_fixed8(&x[t * K], K, table.takes_many_fixed8(args.many), &narrow[t * blocks]);
+      starts[t] = table.to_fixed8(&x[t * K], K, table.takes_many_fixed8(args.many), &narrow[t * blocks]);
     if (form == nn::InputForm::bf16) table.to_bf16(&x[t * K], K, &pairs[t * (K + K % 2)]);
   }
   if (form != nn::InputForm::f32) args.x_stride = form == nn::InputForm::bf16 ? K + K % 2 : blocks;
   args.x_fixed16 = wide.data();
   args.x_fixed8 = narrow.data();
+  if (form == nn::InputForm::fixed16 || form == nn::InputForm::fixed8) args.x_start = starts.data();
   args.x_bf16 = pairs.data();
   if (form == nn::InputForm::fixed16) product = table.linear_fixed16;
   if (form == nn::InputForm::fixed8) product = table.linear_fixed8;
@@ -385,13 +387,16 @@ TEST(Products, RowsDoNotDependOnTheirNumber) {
     for (const kernels::Table* table : test::tables()) {
       std::vector<kernels::Fixed16> wide[2];  // rounded for few rows and for many
       std::vector<kernels::Fixed8> narrow[2];
+      std::vector<float> start(T);
       for (const bool many : {false, true}) {
         wide[many].resize(T * blocks);
         narrow[many].resize(T * blocks);
         for (int64_t t = 0; t < T; ++t) {
           const bool wide_form = table->takes_many_fixed16(packed->matrix().dtype, many);
-          table->to_fixed16(&x[t * K], K, wide_form, &wide[many][t * blocks]);
-          table->to_fixed8(&x[t * K], K, table->takes_many_fixed8(many), &narrow[many][t * blocks]);
+          start[t] = table->to_fixed16(&x[t * K], K, wide_form, &wide[many][t * blocks]);
+          const float other =
+              table->to_fixed8(&x[t * K], K, table->takes_many_fixed8(many), &narrow[many][t * blocks]);
+          ASSERT_TRUE(same(start[t], other)) << table->isa << " row " << t;
         }
       }
       const auto check = [&](const char* form, auto product, int64_t stride) {
@@ -403,6 +408,7 @@ TEST(Products, RowsDoNotDependOnTheirNumber) {
           args.x = &x[row * K];
           args.x_fixed16 = &wide[many][row * blocks];
           args.x_fixed8 = &narrow[many][row * blocks];
+          if (stride == blocks) args.x_start = &start[row];
           args.y = y;
           args.rows = rows;
           args.many = many;

@@ -20,7 +20,7 @@ constexpr Table make_table() {
       .linear_fixed8 = linear_fixed8,
       .narrow_bits = kNarrowBits,
       .many_rows = kUnpackRows,
-      .many_rows_quick = kUnpackRows,
+      .many_rows_fixed = kUnpackRows,
       .to_fixed16 = to_fixed16,
       .to_fixed8 = to_fixed8,
       .many_fixed16 = !std::is_same_v<ManyWideProducts, WideProducts>,

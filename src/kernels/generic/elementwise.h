@@ -36,29 +36,31 @@ inline void store_part(float* p, int64_t count, F x) {
   std::memcpy(p, lanes, static_cast<size_t>(count) * sizeof(float));
 }
 
-// Values over their scale as integers, |n| <= most; the scale in `scale`.
-template <int kCount>
-inline void quantise(const F (&values)[kCount], float most, I (&integers)[kCount], float* scale) {
-  F peaks = values[0];
-  for (int i = 1; i < kCount; ++i) peaks = larger_magnitude(peaks, values[i]);
-  const float peak = largest_magnitude(peaks);
-  // Infinity times 0 is NaN: what is not finite reaches the scale, so that it reaches the result.
-  *scale = peak / most + peak * 0.0F;
-  // The quotient of the tiniest peaks would be infinite.
-  const float lift = peak < 0x1p-64F ? 0x1p64F : 1.0F;
-  const F inverse = set1(peak > 0 ? most / (peak * lift) : 0.0F);
-  for (int i = 0; i < kCount; ++i) {
-    const F value = lift == 1.0F ? values[i] : values[i] * set1(lift);
-    integers[i] = round_to_int(value * inverse);
-  }
+// The least power of two that is not below `value` nor 2^-100: scales of f16 times it are normal numbers, and
+// so is what divides by it.
+inline float power_at_least(float value) {
+  const uint32_t bits = (std::bit_cast<uint32_t>(value) + 0x7FFFFF) & 0x7F800000;
+  return std::max(std::bit_cast<float>(bits), 0x1p-100F);
 }
 
-void to_fixed16(const float* x, int64_t columns, bool many, Fixed16* blocks) {
+// The peak of a block. What is not finite, or so large that its power of two times a scale might not be, makes
+// sums start with NaN.
+inline float checked_peak(float peak, float* start) {
+  if (peak <= 0x1p118F) return peak;
+  *start = std::numeric_limits<float>::quiet_NaN();
+  return 0;
+}
+
+inline I over(F values, float scale) { return round_to_int(values * set1(1.0F / scale)); }
+
+float to_fixed16(const float* x, int64_t columns, bool many, Fixed16* blocks) {
+  float start = 0;
   for (int64_t k = 0; k < columns; k += 32, x += 32, ++blocks) {
-    const F parts[2] = {load_part(x, columns - k, 0),
-                        columns - k > 16 ? load_part(x + 16, columns - k - 16, 0) : zero()};
-    I integers[2];
-    quantise(parts, 32639.0F, integers, &blocks->scale);
+    const F halves[2] = {load_part(x, columns - k, 0),
+                         columns - k > 16 ? load_part(x + 16, columns - k - 16, 0) : zero()};
+    const float peak = largest_magnitude(larger_magnitude(halves[0], halves[1]));
+    blocks->scale = power_at_least(checked_peak(peak, &start) / 32639.0F);
+    const I integers[2] = {over(halves[0], blocks->scale), over(halves[1], blocks->scale)};
     if (many)
       ManyWideProducts::store_wide(blocks->digits, integers[0], integers[1]);
     else
@@ -69,17 +71,23 @@ void to_fixed16(const float* x, int64_t columns, bool many, Fixed16* blocks) {
                                                 static_cast<uint32_t>(blocks->minus_sum[1]));
     blocks->minus_total = static_cast<float>(blocks->minus_sum[2]) * blocks->scale;
   }
+  return start;
 }
 
-void to_fixed8(const float* x, int64_t columns, bool many, Fixed8* blocks) {
+float to_fixed8(const float* x, int64_t columns, bool many, Fixed8* blocks) {
+  float start = 0;
   for (int64_t k = 0; k < columns; k += 32, x += 32, ++blocks) {
+    const F halves[2] = {load_part(x, columns - k, 0),
+                         columns - k > 16 ? load_part(x + 16, columns - k - 16, 0) : zero()};
+    float peaks[2];
+    for (int i = 0; i < 2; ++i) peaks[i] = checked_peak(largest_magnitude(halves[i]), &start);
+    blocks->unit = power_at_least(std::max(peaks[0], peaks[1]) / (127.0F * 32767));
     I integers[2];
-    for (int half = 0; half < 2; ++half) {
-      const int64_t count = columns - k - 16 * half;
-      const F part[1] = {count > 0 ? load_part(x + 16 * half, count, 0) : zero()};
-      I rounded[1];
-      quantise(part, 127.0F, rounded, &blocks->scale[half]);
-      integers[half] = rounded[0];
+    for (int i = 0; i < 2; ++i) {
+      const float ratio = std::ceil(peaks[i] / (127 * blocks->unit));
+      blocks->ratio[i] = static_cast<int16_t>(std::clamp(ratio, 1.0F, 32767.0F));
+      blocks->scale[i] = static_cast<float>(blocks->ratio[i]) * blocks->unit;
+      integers[i] = over(halves[i], blocks->scale[i]);
     }
     const I raised = set1_int(many && ManyByteProducts::kUnsignedDigits ? 128 : 0);
     store_bytes(blocks->digits, integers[0] + raised, integers[1] + raised);
@@ -87,6 +95,7 @@ void to_fixed8(const float* x, int64_t columns, bool many, Fixed8* blocks) {
     blocks->minus_total = std::fma(static_cast<float>(blocks->minus_sum[1]), blocks->scale[1],
                                    static_cast<float>(blocks->minus_sum[0]) * blocks->scale[0]);
   }
+  return start;
 }
 
 void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* y) {

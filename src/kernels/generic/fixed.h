@@ -13,8 +13,11 @@ struct Wide {
   static constexpr int kManyTile = kManyTileWide;
   static constexpr bool kManySumsInMemory = kManyWideSumsInMemory;
   static constexpr int kScales = 1;  // a block
+  template <typename Format>
+  static constexpr bool kJoins = false;
   static const int8_t* digits(const Fixed16& x) { return x.digits; }
   static float scale(const Fixed16& x, int) { return x.scale; }
+  static float unit(const Fixed16& x) { return x.scale; }
   static int32_t minus_sum(const Fixed16& x, int part, int parts) {
     return x.minus_sum[parts == 2 ? part : 2];
   }
@@ -30,8 +33,12 @@ struct Narrow {
   static constexpr int kManyTile = kManyTileNarrow;
   static constexpr bool kManySumsInMemory = false;
   static constexpr int kScales = 2;
+  // Whether the sums of both halves of a block are joined in integers.
+  template <typename Format>
+  static constexpr bool kJoins = Format::kScaleColumns == 32 && kSumsFit16<Format>;
   static const int8_t* digits(const Fixed8& x) { return x.digits; }
   static float scale(const Fixed8& x, int part) { return x.scale[part]; }
+  static float unit(const Fixed8& x) { return x.unit; }
   static int32_t minus_sum(const Fixed8& x, int part, int) { return x.minus_sum[part]; }
 };
 
@@ -39,25 +46,91 @@ struct Narrow {
 template <typename Format, typename Form>
 constexpr int kPartsOf = std::max(32 / Format::kScaleColumns, Form::kScales);
 
+// What `quad` reads of block `s` of several units.
+template <typename Codes, size_t P>
+inline std::array<const std::byte*, P> blocks_of(const std::byte* const (&units)[P], const quant::PanelMatrix& w,
+                                                 int64_t s) {
+  std::array<const std::byte*, P> blocks;
+  for (size_t p = 0; p < P; ++p) blocks[p] = Codes::codes(units[p], w, s);
+  return blocks;
+}
+
 // Codes as they lie in a panel.
-template <typename Format, typename Multiplied>
+template <typename Format, typename Form, typename Multiplied>
 struct Stored : Format {
   using Products = Multiplied;
   using Format::kBits;
+  static constexpr bool kJoins = Form::template kJoins<Format>;
+  static constexpr bool kHalvesInTurn = false;
+  static F times(F scale, F x_scale) { return scale * x_scale; }
   static constexpr int kVectors = Products::kVectors;
+  template <size_t P>
+  static std::array<const std::byte*, P> blocks(const std::byte* const (&units)[P], const quant::PanelMatrix& w,
+                                                int64_t s) {
+    return blocks_of<Format>(units, w, s);
+  }
   static void quad(const std::byte* codes, int j, B (&vectors)[kVectors]) {
     Products::template split<kBits>(quad_codes<kBits>(codes, j), vectors);
   }
   static I start(const std::byte*, int) { return int_zero(); }
 };
 
+// A block of a panel in registers, while several rows pass by. kPowers: scales times powers of two are sums of
+// exponents, which leaves multipliers to other products.
+template <typename Format, typename Form, bool kPowers>
+struct Held {
+  using In = Stored<Format, Form, typename Form::template Products<Format::kBits>>;
+  using Products = typename In::Products;
+  static constexpr int kBits = Format::kBits;
+  static constexpr int kOffset = Format::kOffset;
+  static constexpr bool kHasBias = Format::kHasBias;
+  static constexpr int kScaleColumns = Format::kScaleColumns;
+  static constexpr int kVectors = In::kVectors;
+  static constexpr bool kJoins = In::kJoins;
+  static constexpr bool kHalvesInTurn = kJoins;  // chains of sums of four quads would be waited for
+  static constexpr int kScales = 32 / kScaleColumns;
+
+  B vectors[8][kVectors];
+  F scales[kScales];
+  F bias;  // negative
+
+  Held(const std::byte* unit, const quant::PanelMatrix& w, int64_t s) {
+    for (int j = 0; j < 8; ++j) {
+      In::quad(Format::codes(unit, w, s), j, vectors[j]);
+    }
+    for (int i = 0; i < kScales; ++i) scales[i] = Format::scale(unit, s * kScales + i);
+    if constexpr (kHasBias) bias = Format::minus_bias(unit, s);
+  }
+  static F scale(const Held& held, int64_t i) { return held.scales[i]; }
+  static F times(F scale, F x_scale) { return kPowers ? times_power(scale, x_scale) : scale * x_scale; }
+  // Whether scales times powers of two are no sums of exponents.
+  bool special() const {
+    bool any = false;
+    for (const F scale : scales) any = any || any_special(scale);
+    return any;
+  }
+  static F minus_bias(const Held& held, int64_t) { return held.bias; }
+  static I start(const Held&, int) { return int_zero(); }
+  template <size_t P>
+  static auto blocks(const Held (&held)[P], const quant::PanelMatrix&, int64_t) -> const Held (&)[P] {
+    return held;
+  }
+  static void quad(const Held& held, int j, B (&out)[kVectors]) {
+    for (int i = 0; i < kVectors; ++i) out[i] = held.vectors[j][i];
+  }
+};
+
 // Blocks made ready to be multiplied with many rows: what unpacking takes is done once for all of them. A
 // block of 32 columns has its scales, its bias, where digits are unsigned the start of integer sums, and then
 // the vectors of its quads, quad after quad. Formats that differ only in how they are stored are the same
 // here.
-template <typename Multiplied, int kCodeBits, int kCodeOffset, bool kBias, int kColumns, int kParts>
+template <typename Multiplied, int kCodeBits, int kCodeOffset, bool kBias, int kColumns, int kParts,
+          bool kJoinsParts>
 struct Unpacked {
   using Products = Multiplied;
+  static constexpr bool kJoins = kJoinsParts;
+  static constexpr bool kHalvesInTurn = false;
+  static F times(F scale, F x_scale) { return scale * x_scale; }
   static constexpr int kBits = kCodeBits;
   static constexpr int kOffset = kCodeOffset;
   static constexpr bool kHasBias = kBias;
@@ -77,6 +150,11 @@ struct Unpacked {
   static const std::byte* codes(const std::byte* block, const quant::PanelMatrix&, int64_t) {
     return block + kCodes;
   }
+  template <size_t P>
+  static std::array<const std::byte*, P> blocks(const std::byte* const (&units)[P], const quant::PanelMatrix& w,
+                                                int64_t s) {
+    return blocks_of<Unpacked>(units, w, s);
+  }
   static void quad(const std::byte* codes, int j, B (&vectors)[kVectors]) {
     for (int i = 0; i < kVectors; ++i) vectors[i] = load_bytes(codes + 64 * (kVectors * j + i));
   }
@@ -90,7 +168,8 @@ struct Unpacked {
       [[maybe_unused]] I start = int_zero();
       for (int j = part * 8 / kParts; j < (part + 1) * 8 / kParts; ++j) {
         B vectors[kVectors];
-        Stored<Format, Products>::quad(Format::codes(unit, w, s), j, vectors);
+        Products::template split<Format::kBits>(quad_codes<Format::kBits>(Format::codes(unit, w, s), j),
+                                                vectors);
         for (int i = 0; i < kVectors; ++i) {
           if constexpr (kOffset != Format::kOffset)
             vectors[i] = Products::minus(vectors[i], Format::kOffset - kOffset);
@@ -109,64 +188,71 @@ struct Unpacked {
 template <typename Format, typename Form>
 using UnpackedOf = Unpacked<typename Form::ManyProducts, Form::ManyProducts::alike(Format::kBits),
                             Format::kOffset - Form::ManyProducts::taken_off(Format::kBits, Format::kOffset),
-                            Format::kHasBias, Format::kScaleColumns, kPartsOf<Format, Form>>;
+                            Format::kHasBias, Format::kScaleColumns, kPartsOf<Format, Form>,
+                            Form::template kJoins<Format>>;
 
-// Integer sums of codes times activations over `kQuads` quads from quad `first`, for P panels and R rows:
-// sums[p][r] = start(p, r) + ..., which is asked for where it is needed, for registers are few.
-template <typename Codes, typename Form, int kQuads, int R, int P, typename Start>
-inline void code_sums(I (&sums)[P][R], const std::byte* const (&codes)[P], int first,
+// Integer sums of codes times activations over `kQuads` quads from quad `first` on, for P panels and R rows, and
+// over as many of the other half, in turn with them: sums[h][p][r] = start(h, p, r) + ..., which is asked for
+// where it is needed, for registers are few.
+template <typename Codes, typename Form, int kQuads, int kHalves, int R, int P, typename Blocks, typename Start>
+inline void code_sums(I (&sums)[kHalves][P][R], const Blocks& blocks, int first,
                       const typename Form::Block* const (&x)[R], const Start& start) {
   using Products = typename Codes::Products;
   constexpr int kPlanes = Form::template kPlanes<Products>;
   constexpr int kVectors = Codes::kVectors;
   constexpr int kRun = std::min(Products::run(Codes::kBits), kQuads);
-  const auto add = [&]<typename Dots>(int j, int from, int to, const Dots& dot) {
-    B vectors[P][kVectors];
-    for (int p = 0; p < P; ++p) Codes::quad(codes[p], j, vectors[p]);
-    for (int r = 0; r < R; ++r) {
-      for (int plane = from; plane < to; ++plane) {
+  const auto each = [](const auto& run) {
+    for (int h = 0; h < kHalves; ++h) {
+      for (int p = 0; p < P; ++p) {
+        for (int r = 0; r < R; ++r) run(h, p, r);
+      }
+    }
+  };
+  const auto add = [&]<typename Dots>(int quad, int from, int to, const Dots& dot) {
+    for (int h = 0; h < kHalves; ++h) {
+      const int j = quad + kQuads * h;
+      B vectors[P][kVectors];
+      for (int p = 0; p < P; ++p) Codes::quad(blocks[p], j, vectors[p]);
+      for (int r = 0; r < R; ++r) {
         for (int i = 0; i < kVectors; ++i) {
-          const B value = broadcast(Form::digits(*x[r]) + Products::digits_at(j, plane, i));
-          for (int p = 0; p < P; ++p)
-            dot(p, r, plane) = Products::add(dot(p, r, plane), vectors[p][i], value);
+          B values[kPlanes];
+          for (int plane = from; plane < to; ++plane)
+            values[plane] = broadcast(Form::digits(*x[r]) + Products::digits_at(j, plane, i));
+          for (int p = 0; p < P; ++p) {
+            for (int plane = from; plane < to; ++plane)
+              dot(h, p, r, plane) = Products::add(dot(h, p, r, plane), vectors[p][i], values[plane]);
+          }
         }
       }
     }
   };
   if constexpr (Products::kChained) {
-    for (int p = 0; p < P; ++p) {
-      for (int r = 0; r < R; ++r) sums[p][r] = start(p, r);
-    }
+    each([&](int h, int p, int r) { sums[h][p][r] = start(h, p, r); });
     for (int plane = 0; plane < kPlanes; ++plane) {
-      for (int p = 0; p < P && plane > 0; ++p) {
-        for (int r = 0; r < R; ++r) sums[p][r] = shift_left(sums[p][r], 8);
-      }
+      if (plane > 0) each([&](int h, int p, int r) { sums[h][p][r] = shift_left(sums[h][p][r], 8); });
       for (int j = 0; j < kQuads; ++j)
-        add(first + j, plane, plane + 1, [&](int p, int r, int) -> I& { return sums[p][r]; });
+        add(first + j, plane, plane + 1, [&](int h, int p, int r, int) -> I& { return sums[h][p][r]; });
     }
   } else {
     for (int run = first; run < first + kQuads; run += kRun) {
-      const auto before = [&](int p, int r) { return run == first ? start(p, r) : sums[p][r]; };
-      I dots[P][R][kPlanes];
-      for (int p = 0; p < P; ++p) {
-        for (int r = 0; r < R; ++r) {
-          for (int plane = 0; plane < kPlanes; ++plane) {
-            // The last plane is the lowest: its sum may go on from what is there.
-            const bool goes_on = Products::kGoesOn && plane == kPlanes - 1;
-            dots[p][r][plane] = goes_on ? before(p, r) : int_zero();
-          }
+      const auto before = [&](int h, int p, int r) { return run == first ? start(h, p, r) : sums[h][p][r]; };
+      I dots[kHalves][P][R][kPlanes];
+      each([&](int h, int p, int r) {
+        for (int plane = 0; plane < kPlanes; ++plane) {
+          // The last plane is the lowest: its sum may go on from what is there.
+          const bool goes_on = Products::kGoesOn && plane == kPlanes - 1;
+          dots[h][p][r][plane] = goes_on ? before(h, p, r) : int_zero();
         }
-      }
+      });
       for (int j = 0; j < kRun; ++j)
-        add(run + j, 0, kPlanes, [&](int p, int r, int plane) -> I& { return dots[p][r][plane]; });
-      for (int p = 0; p < P; ++p) {
-        for (int r = 0; r < R; ++r) {
-          I sum = Products::total(dots[p][r][kPlanes - 1]);
-          if constexpr (!Products::kGoesOn) sum = sum + before(p, r);
-          if constexpr (kPlanes == 2) sum = sum + Products::high_total(dots[p][r][0]);
-          sums[p][r] = sum;
-        }
-      }
+        add(run + j, 0, kPlanes,
+            [&](int h, int p, int r, int plane) -> I& { return dots[h][p][r][plane]; });
+      each([&](int h, int p, int r) {
+        I sum = Products::total(dots[h][p][r][kPlanes - 1]);
+        if constexpr (!Products::kGoesOn) sum = sum + before(h, p, r);
+        if constexpr (kPlanes == 2) sum = sum + Products::high_total(dots[h][p][r][0]);
+        sums[h][p][r] = sum;
+      });
     }
   }
 }
@@ -201,52 +287,87 @@ struct InMemory {
 };
 
 // acc += one block of weights times activations. acc: InRegisters or InMemory.
-template <typename Codes, typename Form, int R, int P, typename Acc>
+template <typename Codes, typename Form, int R, int P, typename Acc, typename Unit>
 [[gnu::always_inline]] inline void multiply_block(Acc& acc, const quant::PanelMatrix& w,
-                                                  const std::byte* const (&units)[P], int64_t s,
+                                                  const Unit (&units)[P], int64_t s,
                                                   const typename Form::Block* const (&x)[R]) {
   constexpr int kWeightScales = 32 / Codes::kScaleColumns;
   constexpr int kParts = kPartsOf<Codes, Form>;  // as `UnpackedOf` has it
-  const std::byte* codes[P];
-  for (int p = 0; p < P; ++p) codes[p] = Codes::codes(units[p], w, s);
-  F together[P][R];  // of the halves of a block, where the weights have one scale
-  const auto multiply_part = [&]<int kPart>() {
-    I sums[P][R];
-    code_sums<Codes, Form, 8 / kParts>(sums, codes, kPart * 8 / kParts, x, [&](int p, int r) {
-      const I start = Codes::start(units[p], kPart);
+  const auto& blocks = Codes::blocks(units, w, s);
+  const auto part_sums = [&]<int kHalves>(I (&sums)[kHalves][P][R], int part) {
+    code_sums<Codes, Form, 8 / kParts>(sums, blocks, part * 8 / kParts, x, [&](int h, int p, int r) {
+      const I start = Codes::start(units[p], part + h);
       if constexpr (Codes::kOffset <= 0) return start;
-      return start + shift_left(set1_int(Form::minus_sum(*x[r], kPart, kParts)), log2_of(Codes::kOffset));
+      return start + shift_left(set1_int(Form::minus_sum(*x[r], part + h, kParts)), log2_of(Codes::kOffset));
     });
-    if constexpr (Codes::kOffset < 0) {
+    for (int h = 0; h < kHalves && Codes::kOffset < 0; ++h) {
       for (int r = 0; r < R; ++r) {
-        const I total = shift_left(set1_int(Form::minus_sum(*x[r], kPart, kParts)), log2_of(-Codes::kOffset));
-        for (int p = 0; p < P; ++p) sums[p][r] = sums[p][r] - total;
-      }
-    }
-    constexpr bool kLast = kPart == kParts - 1;
-    constexpr bool kApart = kParts != kWeightScales;  // the scales of either side
-    F scales[P];
-    [[maybe_unused]] F biases[P];
-    for (int p = 0; p < P; ++p) {
-      scales[p] = Codes::scale(units[p], s * kWeightScales + (kWeightScales == 2 ? kPart : 0));
-      if constexpr (Codes::kHasBias) biases[p] = Codes::minus_bias(units[p], s);
-    }
-    for (int r = 0; r < R; ++r) {
-      const F x_scale = set1(Form::scale(*x[r], kPart));
-      [[maybe_unused]] const F x_total = set1(x[r]->minus_total);  // negative as the bias is
-      for (int p = 0; p < P; ++p) {
-        const F sum = to_float(sums[p][r]);
-        if constexpr (kApart) together[p][r] = kPart == 0 ? sum * x_scale : fma(sum, x_scale, together[p][r]);
-        if constexpr (kApart && !kLast) continue;
-        F value = kApart ? fma(together[p][r], scales[p], acc.get(p, r))
-                         : fma(sum, scales[p] * x_scale, acc.get(p, r));
-        if constexpr (Codes::kHasBias && kLast) value = fma(biases[p], x_total, value);
-        acc.set(p, r, value);
+        const I total =
+            shift_left(set1_int(Form::minus_sum(*x[r], part + h, kParts)), log2_of(-Codes::kOffset));
+        for (int p = 0; p < P; ++p) sums[h][p][r] = sums[h][p][r] - total;
       }
     }
   };
-  multiply_part.template operator()<0>();
-  if constexpr (kParts == 2) multiply_part.template operator()<1>();
+  F scales[P][kWeightScales];
+  [[maybe_unused]] F biases[P];
+  for (int p = 0; p < P; ++p) {
+    for (int i = 0; i < kWeightScales; ++i) scales[p][i] = Codes::scale(units[p], s * kWeightScales + i);
+    if constexpr (Codes::kHasBias) biases[p] = Codes::minus_bias(units[p], s);
+  }
+  const auto add = [&](int p, int r, F sum, F scale, bool last) {
+    F value = fma(sum, scale, acc.get(p, r));
+    // Negative, both of them.
+    if constexpr (Codes::kHasBias) value = last ? fma(biases[p], set1(x[r]->minus_total), value) : value;
+    acc.set(p, r, value);
+  };
+  const auto part = [&]<int kPart>() {
+    I sums[1][P][R];
+    part_sums(sums, kPart);
+    for (int r = 0; r < R; ++r) {
+      const F x_scale = set1(Form::scale(*x[r], kPart));
+      for (int p = 0; p < P; ++p)
+        add(p, r, to_float(sums[0][p][r]), Codes::times(scales[p][kPart], x_scale), kPart == kParts - 1);
+    }
+  };
+  if constexpr (Codes::kJoins) {
+    I halves[2][P][R];
+    if constexpr (Codes::kHalvesInTurn) {
+      part_sums(halves, 0);
+    } else {
+      for (int h = 0; h < 2; ++h) {
+        I sums[1][P][R];
+        part_sums(sums, h);
+        std::copy_n(&sums[0][0][0], P * R, &halves[h][0][0]);
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      const F unit = set1(x[r]->unit);
+      for (int p = 0; p < P; ++p)
+        add(p, r, to_float(join(halves[0][p][r], halves[1][p][r], x[r]->ratio)),
+            Codes::times(scales[p][0], unit), true);
+    }
+  } else if constexpr (kParts == kWeightScales) {
+    part.template operator()<0>();
+    if constexpr (kParts == 2) part.template operator()<1>();
+  } else {
+    F together[P][R];
+    const auto half = [&]<int kHalf>() {
+      I sums[1][P][R];
+      part_sums(sums, kHalf);
+      for (int r = 0; r < R; ++r) {
+        const F x_scale = set1(Form::scale(*x[r], kHalf));
+        for (int p = 0; p < P; ++p) {
+          const F sum = to_float(sums[0][p][r]);
+          together[p][r] = kHalf == 0 ? sum * x_scale : fma(sum, x_scale, together[p][r]);
+        }
+      }
+    };
+    half.template operator()<0>();
+    half.template operator()<1>();
+    for (int r = 0; r < R; ++r) {
+      for (int p = 0; p < P; ++p) add(p, r, together[p][r], scales[p][0], true);
+    }
+  }
 }
 
 // A few rows: codes are taken as they lie.
@@ -254,7 +375,7 @@ template <typename Format, typename Form, int R, int P>
 void fixed_rows(const LinearArgs& args, const typename Form::Block* first, int64_t panel, int64_t row,
                 const Fetching<Format::kSharesFetching>& what) {
   Fetching fetching = what;
-  using Codes = Stored<Format, typename Form::template Products<Format::kBits>>;
+  using Codes = Stored<Format, Form, typename Form::template Products<Format::kBits>>;
   const quant::PanelMatrix& w = *args.weight;
   const int64_t sub_blocks = Format::sub_blocks(w);
   const int64_t unit_bytes = Format::unit_bytes(w);
@@ -283,6 +404,62 @@ void fixed_rows(const LinearArgs& args, const typename Form::Block* first, int64
   }
   for (int p = 0; p < P; ++p) {
     for (int r = 0; r < R; ++r) store_outputs(args, panel + p, row + r, load(sums.at(p, r)));
+  }
+}
+
+// sums += a block of P panels, held in registers, times `rows` rows from x on, two at a time: what is not a
+// product is spread among the products.
+template <typename Codes, typename Form, int P>
+[[gnu::always_inline]] inline void held_rows(const LinearArgs& args, const Codes (&held)[P], const typename Form::Block* x, int64_t rows,
+                      const Sums& sums) {
+  int64_t r = 0;
+#pragma GCC unroll 1
+  for (; r + 2 <= rows; r += 2, x += 2 * args.x_stride) {
+    InMemory acc({sums.at(0, r), sums.panel_stride});
+    multiply_block<Codes, Form, 2, P>(acc, *args.weight, held, 0, {x, x + args.x_stride});
+  }
+  if (r < rows) {
+    InMemory acc({sums.at(0, r), sums.panel_stride});
+    multiply_block<Codes, Form, 1, P>(acc, *args.weight, held, 0, {x});
+  }
+}
+
+// Up to kMost rows in turn: a block of codes is unpacked once for all of them.
+template <typename Format, typename Form, int kMost, int P>
+void rows_in_turn(const LinearArgs& args, const typename Form::Block* first, int64_t panel, int64_t row,
+                  int64_t rows, const Fetching<Format::kSharesFetching>& what) {
+  Fetching fetching = what;
+  const quant::PanelMatrix& w = *args.weight;
+  const int64_t sub_blocks = Format::sub_blocks(w);
+  const int64_t unit_bytes = Format::unit_bytes(w);
+  const int64_t step = unit_bytes / sub_blocks;
+  const std::byte* units[P];
+  for (int p = 0; p < P; ++p) units[p] = w.panel(panel + p);
+  const auto* x = first + row * args.x_stride;
+  const auto* end = x + w.columns / 32;
+  alignas(64) float outputs[P * kMost * kLanes];  // [P, rows, 16]
+  const Sums sums{outputs, rows * kLanes};
+  for (int p = 0; p < P; ++p) {
+    for (int64_t r = 0; r < rows; ++r) store(sums.at(p, r), load_outputs(args, panel + p, row + r));
+  }
+  const auto block = [&]<bool kPowers, int... p>(int64_t s, std::integer_sequence<int, p...>) __attribute__((always_inline)) {
+    using Codes = Held<Format, Form, kPowers>;
+    const Codes held[P] = {Codes(units[p], w, s)...};
+    if (kPowers && (held[p].special() || ...)) return false;
+    held_rows<Codes, Form>(args, held, x, rows, sums);
+    return true;
+  };
+  constexpr auto kPanels = std::make_integer_sequence<int, P>();
+  constexpr bool kPowers = Format::kHalfScales && (Form::kScales == 1 || Form::template kJoins<Format>);
+  while (x != end) {
+    for (int64_t s = 0; s < sub_blocks; ++s, ++x) {
+      fetching.step(units, s * step, step);
+      if (!block.template operator()<kPowers>(s, kPanels)) block.template operator()<false>(s, kPanels);
+    }
+    for (int p = 0; p < P; ++p) units[p] += unit_bytes;
+  }
+  for (int p = 0; p < P; ++p) {
+    for (int64_t r = 0; r < rows; ++r) store_outputs(args, panel + p, row + r, load(sums.at(p, r)));
   }
 }
 
@@ -336,10 +513,13 @@ void fixed_panels(const LinearArgs& args, const typename Form::Block* x, int64_t
   if (args.many) return multiply_unpacked<Form::kManyTile>(args, FixedSource<Format, Form>{x}, begin, end);
   constexpr int kPlanes = Form::template kPlanes<typename Form::template Products<Format::kBits>>;
   constexpr int kTile = kPlanes == 2 ? kRowTilePlanes : kRowTileFixed;
-  tile<kTile, Format::kSharesFetching>(args, begin, end,
-                                       [&]<int R, int P>(int64_t row, int64_t panel, const auto& fetching) {
-                                         fixed_rows<Format, Form, R, P>(args, x, panel, row, fetching);
-                                       });
+  tile<kTile, kRowsInTurn, Format::kSharesFetching>(
+      args, begin, end, [&]<int R, int P>(int64_t row, int64_t rows, int64_t panel, const auto& fetching) {
+        if constexpr (R == 0)
+          rows_in_turn<Format, Form, kTile, P>(args, x, panel, row, rows, fetching);
+        else
+          fixed_rows<Format, Form, R, P>(args, x, panel, row, fetching);
+      });
 }
 
 void linear_fixed16(const LinearArgs& args, int64_t begin, int64_t end) {

@@ -1,6 +1,7 @@
 // How each panel format yields its scales, biases and codes (layouts: quant/panel.h). A weight is
-// scale * (code - kOffset) + bias. kSharesFetching: see `Fetching`; K-quants gained nothing by it or lost,
-// MLX's groups were not measured.
+// scale * (code - kOffset) + bias. kHalfScales: scales are 0, not finite, or from 2^-24 to 2^23, as f16 and
+// its products with small integers are. kSharesFetching: see `Fetching`; K-quants gained nothing by it or
+// lost, MLX's groups were not measured.
 
 constexpr int64_t kLanes = 16;
 
@@ -30,6 +31,11 @@ inline B quad_codes<8>(const std::byte* p, int j) {
 
 constexpr int64_t code_bytes(int bits) { return 64 * bits; }
 
+// Whether sums of 16 columns of codes less their offset times digits of 8 bits fit 16 bits.
+template <typename Format>
+constexpr bool kSumsFit16 =
+    std::max(Format::kOffset, (1 << Format::kBits) - 1 - Format::kOffset) * 127 * 16 < 32768;
+
 // q4_0, q5_0, q8_0 (no bias), q4_1, q5_1 (bias): one block of 32 columns.
 template <int kCodeBits, int kCodeOffset, bool kBias>
 struct Simple {
@@ -37,6 +43,7 @@ struct Simple {
   static constexpr int kOffset = kCodeOffset;
   static constexpr bool kHasBias = kBias;
   static constexpr int kScaleColumns = 32;
+  static constexpr bool kHalfScales = true;
   static constexpr bool kSharesFetching = true;
   static int64_t sub_blocks(const quant::PanelMatrix&) { return 1; }
   static int64_t unit_bytes(const quant::PanelMatrix&) { return (kBias ? 64 : 32) + code_bytes(kBits); }
@@ -55,6 +62,7 @@ struct SuperBlock {
   static constexpr int kOffset = 0;
   static constexpr bool kHasBias = true;
   static constexpr int kScaleColumns = 32;
+  static constexpr bool kHalfScales = true;
   static constexpr bool kSharesFetching = false;
   static int64_t sub_blocks(const quant::PanelMatrix&) { return 8; }
   static int64_t unit_bytes(const quant::PanelMatrix&) { return 64 + 256 + 8 * code_bytes(kBits); }
@@ -74,6 +82,7 @@ struct Q6K {
   static constexpr int kOffset = 32;
   static constexpr bool kHasBias = false;
   static constexpr int kScaleColumns = 16;
+  static constexpr bool kHalfScales = true;
   static constexpr bool kSharesFetching = false;
   static int64_t sub_blocks(const quant::PanelMatrix&) { return 8; }
   static int64_t unit_bytes(const quant::PanelMatrix&) { return 32 + 256 + 8 * code_bytes(6); }
@@ -106,6 +115,7 @@ struct Affine {
   static constexpr int kOffset = 0;
   static constexpr bool kHasBias = true;
   static constexpr int kScaleColumns = 32;
+  static constexpr bool kHalfScales = std::is_same_v<Scale, ScaleF16>;
   static constexpr bool kSharesFetching = false;
   static int64_t sub_blocks(const quant::PanelMatrix& w) { return w.group_size / 32; }
   static int64_t unit_bytes(const quant::PanelMatrix& w) {

@@ -14,9 +14,9 @@ inline void store_outputs(const LinearArgs& args, int64_t panel, int64_t row, F 
   }
 }
 
-// The lanes from which a panel's sums go on: zero, or those of the columns before.
+// The lanes from which a panel's sums go on: where those of the row start, or those of the columns before.
 inline F load_outputs(const LinearArgs& args, int64_t panel, int64_t row) {
-  if (!args.accumulate) return zero();
+  if (!args.accumulate) return args.x_start != nullptr ? set1(args.x_start[row]) : zero();
   const int64_t begin = panel * kLanes;
   const int64_t count = args.weight->rows - begin;
   const float* y = args.y + row * args.y_stride + begin;
@@ -70,12 +70,12 @@ class Fetching {
     it.panel_bytes_ = w.panel_bytes;
     return it;
   }
-  // Of P panels from `next` on what falls to R of `rows` rows, from `row` on.
-  template <int R, int P>
-  static Fetching share(const quant::PanelMatrix& w, int64_t next, int64_t row, int64_t rows) {
+  // Of `panels` panels from `next` on what falls to `count` of `rows` rows, from `row` on.
+  static Fetching share(const quant::PanelMatrix& w, int64_t next, int panels, int64_t row, int64_t count,
+                        int64_t rows) {
     Fetching it;
-    it.next_ = w.panel(next) + P * w.panel_bytes * row / rows;
-    it.share_ = (int64_t{R * P} << kShareBits) / rows;
+    it.next_ = w.panel(next) + panels * w.panel_bytes * row / rows;
+    it.share_ = (count * panels << kShareBits) / rows;
     return it;
   }
 
@@ -100,10 +100,12 @@ class Fetching {
   int64_t share_ = 0;  // bytes to be fetched for each byte of a panel, times 2^kShareBits
 };
 
-// Calls run<R, P>(row, panel, fetching) over all rows and panels [begin, end), P = kPanelTile together where
-// there are as many and memory does not want one stream. kShares: whether a few tiles share out what is to be
-// fetched. A last odd panel is too rare to be worth larger tiles of rows.
-template <int kTile, bool kShares, typename Run>
+// Calls run<R, P>(row, count, panel, fetching) over all rows and panels [begin, end), P = kPanelTile together
+// where there are as many and memory does not want one stream. Rows are taken together in tiles of R = kTile
+// and smaller last ones, count being R; or, if kInTurn, `count` <= kTile in turn where there are more than
+// two, and R = 0. kShares: whether a few tiles share out what is to be fetched. A last odd panel is too rare
+// to be worth larger tiles of rows.
+template <int kTile, bool kInTurn, bool kShares, typename Run>
 inline void tile(const LinearArgs& args, int64_t begin, int64_t end, const Run& run) {
   const bool one_stream = takes_one_stream(args.rows);
   const bool unfetched = one_stream && args.rows == 1 && kLoadsRunAhead;
@@ -114,18 +116,24 @@ inline void tile(const LinearArgs& args, int64_t begin, int64_t end, const Run& 
     for (int64_t first = 0; first < args.rows; first += kRowsTogether) {
       const int64_t rows = std::min(kRowsTogether, args.rows - first);
       const auto panels = [&]<int kRows, int P>(int64_t panel) {
-        tile_rows<kRows>(rows, [&]<int R>(int64_t row) {
+        const auto at = [&]<int R>(int64_t row, int64_t count) {
           Fetching<kShares> fetching;
           if (first == 0 && row == 0 && !unfetched && (panel == start || !ahead))
             fetching = Fetching<kShares>::own(*args.weight);
           else if (ahead && panel + P < end)
-            fetching = Fetching<kShares>::template share<R, P>(*args.weight, panel + P, row, rows);
-          run.template operator()<R, P>(first + row, panel, fetching);
-        });
+            fetching = Fetching<kShares>::share(*args.weight, panel + P, P, row, count, rows);
+          run.template operator()<R, P>(first + row, count, panel, fetching);
+        };
+        if constexpr (kInTurn) {
+          for (int64_t row = 0; row < rows && args.rows > 2; row += kTile)
+            at.template operator()<0>(row, std::min<int64_t>(kTile, rows - row));
+          if (args.rows > 2) return;
+        }
+        tile_rows<kRows>(rows, [&]<int R>(int64_t row) { at.template operator()<R>(row, R); });
       };
       int64_t panel = begin;
       for (; panel + kPanelTile <= last && !one_stream; panel += kPanelTile)
-        panels.template operator()<kTile, kPanelTile>(panel);
+        panels.template operator()<kInTurn ? 2 : kTile, kPanelTile>(panel);
       for (; panel < last; ++panel) panels.template operator()<std::min(kTile, 2), 1>(panel);
     }
   }
