@@ -43,57 +43,94 @@ inline float power_at_least(float value) {
   return std::max(std::bit_cast<float>(bits), 0x1p-100F);
 }
 
-// The peak of a block. What is not finite, or so large that its power of two times a scale might not be, makes
-// sums start with NaN.
-inline float checked_peak(float peak, float* start) {
-  if (peak <= 0x1p118F) return peak;
-  *start = std::numeric_limits<float>::quiet_NaN();
-  return 0;
+// So many blocks of fixed point are made together: their scales in loops that become vectors.
+constexpr int64_t kBlocksTogether = 16;
+
+// The columns from x on as halves of a block of 32, zeros behind the last.
+inline void load_block(const float* x, int64_t columns, F (&halves)[2]) {
+  halves[0] = load_part(x, columns, 0);
+  halves[1] = columns > 16 ? load_part(x + 16, columns - 16, 0) : zero();
 }
 
-inline I over(F values, float scale) { return round_to_int(values * set1(1.0F / scale)); }
+// The largest magnitudes of the halves of `count` blocks: peaks[half][block]. What is not finite, or so large
+// that its power of two times a scale might not be, makes sums start with NaN.
+inline void block_peaks(const float* x, int64_t columns, int64_t count, float (&peaks)[2][kBlocksTogether],
+                        float* start) {
+  for (int64_t b = 0; b < count; ++b) {
+    F halves[2];
+    load_block(x + 32 * b, columns - 32 * b, halves);
+    for (int half = 0; half < 2; ++half) peaks[half][b] = largest_magnitude(halves[half]);
+  }
+  for (int64_t b = 0; b < count; ++b) {
+    if (!(peaks[0][b] <= 0x1p118F && peaks[1][b] <= 0x1p118F)) {  // or NaN
+      *start = std::numeric_limits<float>::quiet_NaN();
+      peaks[0][b] = peaks[1][b] = 0;
+    }
+  }
+}
 
 float to_fixed16(const float* x, int64_t columns, bool many, Fixed16* blocks) {
   float start = 0;
-  for (int64_t k = 0; k < columns; k += 32, x += 32, ++blocks) {
-    const F halves[2] = {load_part(x, columns - k, 0),
-                         columns - k > 16 ? load_part(x + 16, columns - k - 16, 0) : zero()};
-    const float peak = largest_magnitude(larger_magnitude(halves[0], halves[1]));
-    blocks->scale = power_at_least(checked_peak(peak, &start) / 32639.0F);
-    const I integers[2] = {over(halves[0], blocks->scale), over(halves[1], blocks->scale)};
-    if (many)
-      ManyWideProducts::store_wide(blocks->digits, integers[0], integers[1]);
-    else
-      WideProducts::store_wide(blocks->digits, integers[0], integers[1]);
-    // Sums of integers are exact in any order, and wrap where values are not finite.
-    minus_sums(integers[0], integers[1], blocks->minus_sum);
-    blocks->minus_sum[2] = static_cast<int32_t>(static_cast<uint32_t>(blocks->minus_sum[0]) +
-                                                static_cast<uint32_t>(blocks->minus_sum[1]));
-    blocks->minus_total = static_cast<float>(blocks->minus_sum[2]) * blocks->scale;
+  for (int64_t k = 0; k < columns; k += 32 * kBlocksTogether) {
+    const int64_t count = std::min(kBlocksTogether, (columns - k + 31) / 32);
+    float peaks[2][kBlocksTogether] = {}, scales[kBlocksTogether], inverses[kBlocksTogether];
+    block_peaks(x + k, columns - k, count, peaks, &start);
+    for (int64_t b = 0; b < kBlocksTogether; ++b) {
+      scales[b] = power_at_least(std::max(peaks[0][b], peaks[1][b]) / 32639.0F);
+      inverses[b] = 1.0F / scales[b];
+    }
+    for (int64_t b = 0; b < count; ++b, ++blocks) {
+      F halves[2];
+      load_block(x + k + 32 * b, columns - k - 32 * b, halves);
+      I integers[2];
+      for (int half = 0; half < 2; ++half) integers[half] = round_to_int(halves[half] * set1(inverses[b]));
+      if (many)
+        ManyWideProducts::store_wide(blocks->digits, integers[0], integers[1]);
+      else
+        WideProducts::store_wide(blocks->digits, integers[0], integers[1]);
+      blocks->scale = scales[b];
+      // Sums of integers are exact in any order, and wrap where values are not finite.
+      minus_sums(integers[0], integers[1], blocks->minus_sum);
+      blocks->minus_sum[2] = static_cast<int32_t>(static_cast<uint32_t>(blocks->minus_sum[0]) +
+                                                  static_cast<uint32_t>(blocks->minus_sum[1]));
+      blocks->minus_total = static_cast<float>(blocks->minus_sum[2]) * blocks->scale;
+    }
   }
   return start;
 }
 
 float to_fixed8(const float* x, int64_t columns, bool many, Fixed8* blocks) {
   float start = 0;
-  for (int64_t k = 0; k < columns; k += 32, x += 32, ++blocks) {
-    const F halves[2] = {load_part(x, columns - k, 0),
-                         columns - k > 16 ? load_part(x + 16, columns - k - 16, 0) : zero()};
-    float peaks[2];
-    for (int i = 0; i < 2; ++i) peaks[i] = checked_peak(largest_magnitude(halves[i]), &start);
-    blocks->unit = power_at_least(std::max(peaks[0], peaks[1]) / (127.0F * 32767));
-    I integers[2];
-    for (int i = 0; i < 2; ++i) {
-      const float ratio = std::ceil(peaks[i] / (127 * blocks->unit));
-      blocks->ratio[i] = static_cast<int16_t>(std::clamp(ratio, 1.0F, 32767.0F));
-      blocks->scale[i] = static_cast<float>(blocks->ratio[i]) * blocks->unit;
-      integers[i] = over(halves[i], blocks->scale[i]);
+  const I raised = set1_int(many && ManyByteProducts::kUnsignedDigits ? 128 : 0);
+  for (int64_t k = 0; k < columns; k += 32 * kBlocksTogether) {
+    const int64_t count = std::min(kBlocksTogether, (columns - k + 31) / 32);
+    float peaks[2][kBlocksTogether] = {}, units[kBlocksTogether];
+    float ratios[2][kBlocksTogether], inverses[2][kBlocksTogether];
+    block_peaks(x + k, columns - k, count, peaks, &start);
+    for (int64_t b = 0; b < kBlocksTogether; ++b)
+      units[b] = power_at_least(std::max(peaks[0][b], peaks[1][b]) / (127.0F * 32767));
+    for (int half = 0; half < 2; ++half) {
+      for (int64_t b = 0; b < kBlocksTogether; ++b) {
+        const float ratio = std::ceil(peaks[half][b] / (127 * units[b]));
+        ratios[half][b] = std::min(std::max(ratio, 1.0F), 32767.0F);
+        inverses[half][b] = 1.0F / (ratios[half][b] * units[b]);
+      }
     }
-    const I raised = set1_int(many && ManyByteProducts::kUnsignedDigits ? 128 : 0);
-    store_bytes(blocks->digits, integers[0] + raised, integers[1] + raised);
-    minus_sums(integers[0], integers[1], blocks->minus_sum);
-    blocks->minus_total = std::fma(static_cast<float>(blocks->minus_sum[1]), blocks->scale[1],
-                                   static_cast<float>(blocks->minus_sum[0]) * blocks->scale[0]);
+    for (int64_t b = 0; b < count; ++b, ++blocks) {
+      F halves[2];
+      load_block(x + k + 32 * b, columns - k - 32 * b, halves);
+      I integers[2];
+      for (int half = 0; half < 2; ++half) {
+        integers[half] = round_to_int(halves[half] * set1(inverses[half][b]));
+        blocks->ratio[half] = static_cast<int16_t>(ratios[half][b]);
+        blocks->scale[half] = ratios[half][b] * units[b];
+      }
+      blocks->unit = units[b];
+      store_bytes(blocks->digits, integers[0] + raised, integers[1] + raised);
+      minus_sums(integers[0], integers[1], blocks->minus_sum);
+      blocks->minus_total = std::fma(static_cast<float>(blocks->minus_sum[1]), blocks->scale[1],
+                                     static_cast<float>(blocks->minus_sum[0]) * blocks->scale[0]);
+    }
   }
   return start;
 }

@@ -87,7 +87,7 @@ struct Held {
   static constexpr int kScaleColumns = Format::kScaleColumns;
   static constexpr int kVectors = In::kVectors;
   static constexpr bool kJoins = In::kJoins;
-  static constexpr bool kHalvesInTurn = kJoins;  // chains of sums of four quads would be waited for
+  static constexpr bool kHalvesInTurn = Form::kScales == 2;  // or sums of a single row would be waited for
   static constexpr int kScales = 32 / kScaleColumns;
 
   B vectors[8][kVectors];
@@ -320,53 +320,44 @@ template <typename Codes, typename Form, int R, int P, typename Acc, typename Un
     if constexpr (Codes::kHasBias) value = last ? fma(biases[p], set1(x[r]->minus_total), value) : value;
     acc.set(p, r, value);
   };
+  [[maybe_unused]] I in_turn[2][P][R];
+  if constexpr (Codes::kHalvesInTurn) part_sums(in_turn, 0);
+  const auto sums_of = [&]<int kPart>(I (&sums)[P][R]) {
+    I now[1][P][R];
+    if constexpr (!Codes::kHalvesInTurn) part_sums(now, kPart);
+    const auto& from = Codes::kHalvesInTurn ? in_turn[kPart] : now[0];
+    for (int p = 0; p < P; ++p) std::copy_n(from[p], R, sums[p]);
+  };
+  F together[P][R];  // of both halves
   const auto part = [&]<int kPart>() {
-    I sums[1][P][R];
-    part_sums(sums, kPart);
+    constexpr bool kLast = kPart == kParts - 1;
+    I sums[P][R];
+    sums_of.template operator()<kPart>(sums);
     for (int r = 0; r < R; ++r) {
       const F x_scale = set1(Form::scale(*x[r], kPart));
-      for (int p = 0; p < P; ++p)
-        add(p, r, to_float(sums[0][p][r]), Codes::times(scales[p][kPart], x_scale), kPart == kParts - 1);
+      for (int p = 0; p < P; ++p) {
+        const F sum = to_float(sums[p][r]);
+        if constexpr (kParts == kWeightScales)
+          add(p, r, sum, Codes::times(scales[p][kPart], x_scale), kLast);
+        else if constexpr (!kLast)
+          together[p][r] = sum * x_scale;
+        else
+          add(p, r, fma(sum, x_scale, together[p][r]), scales[p][0], true);
+      }
     }
   };
   if constexpr (Codes::kJoins) {
-    I halves[2][P][R];
-    if constexpr (Codes::kHalvesInTurn) {
-      part_sums(halves, 0);
-    } else {
-      for (int h = 0; h < 2; ++h) {
-        I sums[1][P][R];
-        part_sums(sums, h);
-        std::copy_n(&sums[0][0][0], P * R, &halves[h][0][0]);
-      }
-    }
+    I first[P][R], second[P][R];
+    sums_of.template operator()<0>(first);
+    sums_of.template operator()<1>(second);
     for (int r = 0; r < R; ++r) {
       const F unit = set1(x[r]->unit);
       for (int p = 0; p < P; ++p)
-        add(p, r, to_float(join(halves[0][p][r], halves[1][p][r], x[r]->ratio)),
-            Codes::times(scales[p][0], unit), true);
+        add(p, r, to_float(join(first[p][r], second[p][r], x[r]->ratio)), Codes::times(scales[p][0], unit), true);
     }
-  } else if constexpr (kParts == kWeightScales) {
+  } else {
     part.template operator()<0>();
     if constexpr (kParts == 2) part.template operator()<1>();
-  } else {
-    F together[P][R];
-    const auto half = [&]<int kHalf>() {
-      I sums[1][P][R];
-      part_sums(sums, kHalf);
-      for (int r = 0; r < R; ++r) {
-        const F x_scale = set1(Form::scale(*x[r], kHalf));
-        for (int p = 0; p < P; ++p) {
-          const F sum = to_float(sums[0][p][r]);
-          together[p][r] = kHalf == 0 ? sum * x_scale : fma(sum, x_scale, together[p][r]);
-        }
-      }
-    };
-    half.template operator()<0>();
-    half.template operator()<1>();
-    for (int r = 0; r < R; ++r) {
-      for (int p = 0; p < P; ++p) add(p, r, together[p][r], scales[p][0], true);
-    }
   }
 }
 
@@ -407,18 +398,19 @@ void fixed_rows(const LinearArgs& args, const typename Form::Block* first, int64
   }
 }
 
-// sums += a block of P panels, held in registers, times `rows` rows from x on, two at a time: what is not a
+// sums += a block of P panels, held in registers, times `rows` rows from x on, few at a time: what is not a
 // product is spread among the products.
 template <typename Codes, typename Form, int P>
 [[gnu::always_inline]] inline void held_rows(const LinearArgs& args, const Codes (&held)[P], const typename Form::Block* x, int64_t rows,
                       const Sums& sums) {
   int64_t r = 0;
 #pragma GCC unroll 1
-  for (; r + 2 <= rows; r += 2, x += 2 * args.x_stride) {
+  for (; r + 2 <= rows && Form::kScales == 1; r += 2, x += 2 * args.x_stride) {
     InMemory acc({sums.at(0, r), sums.panel_stride});
     multiply_block<Codes, Form, 2, P>(acc, *args.weight, held, 0, {x, x + args.x_stride});
   }
-  if (r < rows) {
+#pragma GCC unroll 1
+  for (; r < rows; ++r, x += args.x_stride) {
     InMemory acc({sums.at(0, r), sums.panel_stride});
     multiply_block<Codes, Form, 1, P>(acc, *args.weight, held, 0, {x});
   }
