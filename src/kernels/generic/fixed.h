@@ -399,18 +399,21 @@ void fixed_rows(const LinearArgs& args, const typename Form::Block* first, int64
 }
 
 // sums += a block of P panels, held in registers, times `rows` rows from x on, few at a time: what is not a
-// product is spread among the products.
+// product is spread among the products. Each row is a stream of its own, of which the processor loses sight.
 template <typename Codes, typename Form, int P>
 [[gnu::always_inline]] inline void held_rows(const LinearArgs& args, const Codes (&held)[P], const typename Form::Block* x, int64_t rows,
                       const Sums& sums) {
   int64_t r = 0;
 #pragma GCC unroll 1
   for (; r + 2 <= rows && Form::kScales == 1; r += 2, x += 2 * args.x_stride) {
+    __builtin_prefetch(x + 2);
+    __builtin_prefetch(x + args.x_stride + 2);
     InMemory acc({sums.at(0, r), sums.panel_stride});
     multiply_block<Codes, Form, 2, P>(acc, *args.weight, held, 0, {x, x + args.x_stride});
   }
 #pragma GCC unroll 1
   for (; r < rows; ++r, x += args.x_stride) {
+    __builtin_prefetch(x + 2);
     InMemory acc({sums.at(0, r), sums.panel_stride});
     multiply_block<Codes, Form, 1, P>(acc, *args.weight, held, 0, {x});
   }
