@@ -20,9 +20,9 @@ namespace lockstep::kernels {
 namespace {
 
 constexpr std::string_view kName = "avx2";
-constexpr int kRowTile = 6;         // rows of activations that share an unpacked weight, f32
-constexpr int kRowTileFixed = 4;    // the same in fixed point,
-constexpr int kRowTilePlanes = 2;   // and where a row has two planes
+constexpr int kRowTile = 6;        // rows of activations that share an unpacked weight, f32
+constexpr int kRowTileFixed = 4;   // the same in fixed point,
+constexpr int kRowTilePlanes = 2;  // and where a row has two planes
 constexpr bool kRowsInTurn = false;
 constexpr int kFewWideBits = 5;     // the widest codes that few rows of 16 bits multiply in two planes
 constexpr int kManyTileWide = 4;    // the same where there are many rows, in 16 bits

@@ -15,8 +15,8 @@
 namespace lockstep::kernels {
 
 /// 32 columns of a row of activations as 16-bit fixed point: x[k] ~ scale * n[k], |n| <= 32639, the scale a
-/// power of two, so that scales of weights times it are a sum of exponents. Rows are padded with zeros up to a
-/// multiple of 32.
+/// power of two, so that scales of weights times it are a sum of exponents. Rows are padded with zeros up to
+/// a multiple of 32.
 struct Fixed16 {
   int8_t digits[64];  // as the ISA multiplies them: a high and a low plane, n = 256 * high + low, or int16;
                       // for many rows perhaps unsigned bytes, n = 256 * (high - 128) + low
@@ -28,9 +28,9 @@ struct Fixed16 {
 /// multiples of a power of two, so that sums of 16 columns that fit 16 bits are joined in integers.
 struct Fixed8 {
   int8_t digits[32];  // for many rows perhaps unsigned, 128 more
-  float scale[2];    // unit * ratio
+  float scale[2];     // unit * ratio
   float unit;
-  int16_t ratio[2];  // > 0
+  int16_t ratio[2];      // > 0
   int32_t minus_sum[2];  // of the first 16, of the others
   float minus_total;
 };
@@ -90,9 +90,9 @@ struct Table {
   int64_t many_rows;
   int64_t many_rows_fixed;
   /// Rounds one row of `columns` values to blocks of fixed point. Returns where sums with it start: 0, or NaN
-  /// where a value is not finite or larger than 2^118, so that this reaches the result. For `many` rows digits may be kept in
-  /// another way: the same numbers, and where not `many_fixed16` or `many_fixed8` the same bytes. Few rows
-  /// take that way too with codes of more than `few_fixed16_bits`.
+  /// where a value is not finite or larger than 2^118, so that this reaches the result. For `many` rows
+  /// digits may be kept in another way: the same numbers, and where not `many_fixed16` or `many_fixed8` the
+  /// same bytes. Few rows take that way too with codes of more than `few_fixed16_bits`.
   float (*to_fixed16)(const float* x, int64_t columns, bool many, Fixed16* blocks);
   float (*to_fixed8)(const float* x, int64_t columns, bool many, Fixed8* blocks);
   bool many_fixed16;

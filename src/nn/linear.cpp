@@ -34,9 +34,8 @@ void Activations::prepare(InputForm form, const quant::PanelMatrix& weight, int6
     }
     case InputForm::fixed8: {
       const bool other = table.takes_many_fixed8(many);
-      make_fixed(fixed8_[other], [&](const float* x, kernels::Fixed8* y) {
-        return table.to_fixed8(x, columns_, other, y);
-      });
+      make_fixed(fixed8_[other],
+                 [&](const float* x, kernels::Fixed8* y) { return table.to_fixed8(x, columns_, other, y); });
       break;
     }
     case InputForm::bf16:

@@ -259,7 +259,8 @@ void check_products(const kernels::Table& table, const Case& c, int64_t rows, in
   for (int64_t t = 0; t < T; ++t) {
     const DType dtype = args.weight->dtype;
     if (form == nn::InputForm::fixed16)
-      starts[t] = table.to_fixed16(&x[t * K], K, table.takes_many_fixed16(dtype, args.many), &wide[t * blocks]);
+      starts[t] =
+          table.to_fixed16(&x[t * K], K, table.takes_many_fixed16(dtype, args.many), &wide[t * blocks]);
     if (form == nn::InputForm::fixed8)
       starts[t] = table.to_fixed8(&x[t * K], K, table.takes_many_fixed8(args.many), &narrow[t * blocks]);
     if (form == nn::InputForm::bf16) table.to_bf16(&x[t * K], K, &pairs[t * (K + K % 2)]);

@@ -67,7 +67,8 @@ Tensor activations(int64_t rows, float size) {
 
 TEST(SpecialValues, ScalesOfWeights) {
   // 0, -0, the smallest, a larger subnormal, 1, -1, the largest, infinity, NaN
-  const std::vector<uint16_t> kinds = {0x0000, 0x8000, 0x0001, 0x8155, 0x3C00, 0xBC00, 0x7BFF, 0x7C00, 0x7E00};
+  const std::vector<uint16_t> kinds = {0x0000, 0x8000, 0x0001, 0x8155, 0x3C00,
+                                       0xBC00, 0x7BFF, 0x7C00, 0x7E00};
   const auto kind = [&](int64_t n) { return kinds[n % kinds.size()]; };
   Weights weights([&](int64_t n, int64_t b) { return b == n % 3 ? kind(n) : uint16_t{0x3800}; });
   for (const float size : {1.0F, 1e-20F, 1e25F}) {

@@ -48,8 +48,8 @@ constexpr int kPartsOf = std::max(32 / Format::kScaleColumns, Form::kScales);
 
 // What `quad` reads of block `s` of several units.
 template <typename Codes, size_t P>
-inline std::array<const std::byte*, P> blocks_of(const std::byte* const (&units)[P], const quant::PanelMatrix& w,
-                                                 int64_t s) {
+inline std::array<const std::byte*, P> blocks_of(const std::byte* const (&units)[P],
+                                                 const quant::PanelMatrix& w, int64_t s) {
   std::array<const std::byte*, P> blocks;
   for (size_t p = 0; p < P; ++p) blocks[p] = Codes::codes(units[p], w, s);
   return blocks;
@@ -65,8 +65,8 @@ struct Stored : Format {
   static F times(F scale, F x_scale) { return scale * x_scale; }
   static constexpr int kVectors = Products::kVectors;
   template <size_t P>
-  static std::array<const std::byte*, P> blocks(const std::byte* const (&units)[P], const quant::PanelMatrix& w,
-                                                int64_t s) {
+  static std::array<const std::byte*, P> blocks(const std::byte* const (&units)[P],
+                                                const quant::PanelMatrix& w, int64_t s) {
     return blocks_of<Format>(units, w, s);
   }
   static void quad(const std::byte* codes, int j, B (&vectors)[kVectors]) {
@@ -75,8 +75,8 @@ struct Stored : Format {
   static I start(const std::byte*, int) { return int_zero(); }
 };
 
-// A block of a panel in registers, while several rows pass by. kPowers: scales times powers of two are sums of
-// exponents, which leaves multipliers to other products.
+// A block of a panel in registers, while several rows pass by. kPowers: scales times powers of two are sums
+// of exponents, which leaves multipliers to other products.
 template <typename Format, typename Form, bool kPowers>
 struct Held {
   using In = Stored<Format, Form, typename Form::template Products<Format::kBits>>;
@@ -151,8 +151,8 @@ struct Unpacked {
     return block + kCodes;
   }
   template <size_t P>
-  static std::array<const std::byte*, P> blocks(const std::byte* const (&units)[P], const quant::PanelMatrix& w,
-                                                int64_t s) {
+  static std::array<const std::byte*, P> blocks(const std::byte* const (&units)[P],
+                                                const quant::PanelMatrix& w, int64_t s) {
     return blocks_of<Unpacked>(units, w, s);
   }
   static void quad(const std::byte* codes, int j, B (&vectors)[kVectors]) {
@@ -186,15 +186,16 @@ struct Unpacked {
   static float* floats(std::byte* p) { return reinterpret_cast<float*>(p); }
 };
 template <typename Format, typename Form>
-using UnpackedOf = Unpacked<typename Form::ManyProducts, Form::ManyProducts::alike(Format::kBits),
-                            Format::kOffset - Form::ManyProducts::taken_off(Format::kBits, Format::kOffset),
-                            Format::kHasBias, Format::kScaleColumns, kPartsOf<Format, Form>,
-                            Form::template kJoins<Format>>;
+using UnpackedOf =
+    Unpacked<typename Form::ManyProducts, Form::ManyProducts::alike(Format::kBits),
+             Format::kOffset - Form::ManyProducts::taken_off(Format::kBits, Format::kOffset),
+             Format::kHasBias, Format::kScaleColumns, kPartsOf<Format, Form>, Form::template kJoins<Format>>;
 
-// Integer sums of codes times activations over `kQuads` quads from quad `first` on, for P panels and R rows, and
-// over as many of the other half, in turn with them: sums[h][p][r] = start(h, p, r) + ..., which is asked for
-// where it is needed, for registers are few.
-template <typename Codes, typename Form, int kQuads, int kHalves, int R, int P, typename Blocks, typename Start>
+// Integer sums of codes times activations over `kQuads` quads from quad `first` on, for P panels and R rows,
+// and over as many of the other half, in turn with them: sums[h][p][r] = start(h, p, r) + ..., which is asked
+// for where it is needed, for registers are few.
+template <typename Codes, typename Form, int kQuads, int kHalves, int R, int P, typename Blocks,
+          typename Start>
 inline void code_sums(I (&sums)[kHalves][P][R], const Blocks& blocks, int first,
                       const typename Form::Block* const (&x)[R], const Start& start) {
   using Products = typename Codes::Products;
@@ -245,8 +246,7 @@ inline void code_sums(I (&sums)[kHalves][P][R], const Blocks& blocks, int first,
         }
       });
       for (int j = 0; j < kRun; ++j)
-        add(run + j, 0, kPlanes,
-            [&](int h, int p, int r, int plane) -> I& { return dots[h][p][r][plane]; });
+        add(run + j, 0, kPlanes, [&](int h, int p, int r, int plane) -> I& { return dots[h][p][r][plane]; });
       each([&](int h, int p, int r) {
         I sum = Products::total(dots[h][p][r][kPlanes - 1]);
         if constexpr (!Products::kGoesOn) sum = sum + before(h, p, r);
@@ -294,7 +294,7 @@ template <typename Codes, typename Form, int R, int P, typename Acc, typename Un
   constexpr int kWeightScales = 32 / Codes::kScaleColumns;
   constexpr int kParts = kPartsOf<Codes, Form>;  // as `UnpackedOf` has it
   const auto& blocks = Codes::blocks(units, w, s);
-  const auto part_sums = [&]<int kHalves>(I (&sums)[kHalves][P][R], int part) {
+  const auto part_sums = [&]<int kHalves>(I(&sums)[kHalves][P][R], int part) {
     code_sums<Codes, Form, 8 / kParts>(sums, blocks, part * 8 / kParts, x, [&](int h, int p, int r) {
       const I start = Codes::start(units[p], part + h);
       if constexpr (Codes::kOffset <= 0) return start;
@@ -322,7 +322,7 @@ template <typename Codes, typename Form, int R, int P, typename Acc, typename Un
   };
   [[maybe_unused]] I in_turn[2][P][R];
   if constexpr (Codes::kHalvesInTurn) part_sums(in_turn, 0);
-  const auto sums_of = [&]<int kPart>(I (&sums)[P][R]) {
+  const auto sums_of = [&]<int kPart>(I(&sums)[P][R]) {
     I now[1][P][R];
     if constexpr (!Codes::kHalvesInTurn) part_sums(now, kPart);
     const auto& from = Codes::kHalvesInTurn ? in_turn[kPart] : now[0];
@@ -353,7 +353,8 @@ template <typename Codes, typename Form, int R, int P, typename Acc, typename Un
     for (int r = 0; r < R; ++r) {
       const F unit = set1(x[r]->unit);
       for (int p = 0; p < P; ++p)
-        add(p, r, to_float(join(first[p][r], second[p][r], x[r]->ratio)), Codes::times(scales[p][0], unit), true);
+        add(p, r, to_float(join(first[p][r], second[p][r], x[r]->ratio)), Codes::times(scales[p][0], unit),
+            true);
     }
   } else {
     part.template operator()<0>();
@@ -401,8 +402,8 @@ void fixed_rows(const LinearArgs& args, const typename Form::Block* first, int64
 // sums += a block of P panels, held in registers, times `rows` rows from x on, few at a time: what is not a
 // product is spread among the products. Each row is a stream of its own, of which the processor loses sight.
 template <typename Codes, typename Form, int P>
-[[gnu::always_inline]] inline void held_rows(const LinearArgs& args, const Codes (&held)[P], const typename Form::Block* x, int64_t rows,
-                      const Sums& sums) {
+[[gnu::always_inline]] inline void held_rows(const LinearArgs& args, const Codes (&held)[P],
+                                             const typename Form::Block* x, int64_t rows, const Sums& sums) {
   int64_t r = 0;
 #pragma GCC unroll 1
   for (; r + 2 <= rows && Form::kScales == 1; r += 2, x += 2 * args.x_stride) {
@@ -437,13 +438,14 @@ void rows_in_turn(const LinearArgs& args, const typename Form::Block* first, int
   for (int p = 0; p < P; ++p) {
     for (int64_t r = 0; r < rows; ++r) store(sums.at(p, r), load_outputs(args, panel + p, row + r));
   }
-  const auto block = [&]<bool kPowers, int... p>(int64_t s, std::integer_sequence<int, p...>) __attribute__((always_inline)) {
-    using Codes = Held<Format, Form, kPowers>;
-    const Codes held[P] = {Codes(units[p], w, s)...};
-    if (kPowers && (held[p].special() || ...)) return false;
-    held_rows<Codes, Form>(args, held, x, rows, sums);
-    return true;
-  };
+  const auto block = [&]<bool kPowers, int... p>(int64_t s, std::integer_sequence<int, p...>)
+                         __attribute__((always_inline)) {
+                           using Codes = Held<Format, Form, kPowers>;
+                           const Codes held[P] = {Codes(units[p], w, s)...};
+                           if (kPowers && (held[p].special() || ...)) return false;
+                           held_rows<Codes, Form>(args, held, x, rows, sums);
+                           return true;
+                         };
   constexpr auto kPanels = std::make_integer_sequence<int, P>();
   constexpr bool kPowers = Format::kHalfScales && (Form::kScales == 1 || Form::template kJoins<Format>);
   while (x != end) {

@@ -122,9 +122,9 @@ template <typename Format>
 void plain_panels(const LinearArgs& args, int64_t begin, int64_t end) {
   if (args.many) return multiply_unpacked<kRowTile>(args, PlainSource<Format>(), begin, end);
   tile<kRowTile, false, false>(args, begin, end,
-                        [&]<int R, int P>(int64_t row, int64_t, int64_t panel, const auto& fetching) {
-                          plain_rows<Format, R, P>(args, panel, row, fetching);
-                        });
+                               [&]<int R, int P>(int64_t row, int64_t, int64_t panel, const auto& fetching) {
+                                 plain_rows<Format, R, P>(args, panel, row, fetching);
+                               });
 }
 
 void linear_f32(const LinearArgs& args, int64_t begin, int64_t end) {
