@@ -194,6 +194,17 @@ struct ByteProducts {
     vectors[0] = quad;
   }
   static I add(I sum, B codes, B x) { return {_mm512_dpbusd_epi32(sum.v, codes.v, x.v)}; }
+  // With four bytes of activations that are wanted once, from where they lie: GCC would load them apart, and
+  // the fewer instructions, the more memory is asked for at once.
+  static I add(I sum, B codes, const int8_t* x) {
+#if defined(LOCKSTEP_EMULATED_ISA) || defined(__clang__)
+    return add(sum, codes, broadcast(x));
+#else
+    using Four = int8_t[4];
+    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum.v) : "v"(codes.v), "m"(*reinterpret_cast<const Four*>(x)));
+    return sum;
+#endif
+  }
   static I total(I sum) { return sum; }
   static I high_total(I sum) { return shift_left(sum, 8); }
   static void store_wide(int8_t* digits, I x, I y) { store_planes<128>(digits, x, y); }
