@@ -79,6 +79,7 @@ struct Stored : Format {
 // of exponents, which leaves multipliers to other products.
 template <typename Format, typename Form, bool kPowers>
 struct Held {
+  static constexpr bool kAddsExponents = kPowers;
   using In = Stored<Format, Form, typename Form::template Products<Format::kBits>>;
   using Products = typename In::Products;
   static constexpr int kBits = Format::kBits;
@@ -425,6 +426,19 @@ template <typename Codes, typename Form, int P>
   }
 }
 
+// Block `s` of P panels times `rows` rows (`held_rows`); false, and nothing done, if its scales need
+// multiplying and `Codes` would add exponents.
+template <typename Codes, typename Form, int P, int... p>
+[[gnu::always_inline]] inline bool hold_and_multiply(const LinearArgs& args,
+                                                     const std::byte* const (&units)[P], int64_t s,
+                                                     const typename Form::Block* x, int64_t rows,
+                                                     const Sums& sums, std::integer_sequence<int, p...>) {
+  const Codes held[P] = {Codes(units[p], *args.weight, s)...};
+  if (Codes::kAddsExponents && (held[p].special() || ...)) return false;
+  held_rows<Codes, Form>(args, held, x, rows, sums);
+  return true;
+}
+
 // Up to kMost rows in turn: a block of codes is unpacked once for all of them.
 template <typename Format, typename Form, int kMost, int P>
 void rows_in_turn(const LinearArgs& args, const typename Form::Block* first, int64_t panel, int64_t row,
@@ -443,20 +457,13 @@ void rows_in_turn(const LinearArgs& args, const typename Form::Block* first, int
   for (int p = 0; p < P; ++p) {
     for (int64_t r = 0; r < rows; ++r) store(sums.at(p, r), load_outputs(args, panel + p, row + r));
   }
-  const auto block = [&]<bool kPowers, int... p>(int64_t s, std::integer_sequence<int, p...>)
-                         __attribute__((always_inline)) {
-                           using Codes = Held<Format, Form, kPowers>;
-                           const Codes held[P] = {Codes(units[p], w, s)...};
-                           if (kPowers && (held[p].special() || ...)) return false;
-                           held_rows<Codes, Form>(args, held, x, rows, sums);
-                           return true;
-                         };
   constexpr auto kPanels = std::make_integer_sequence<int, P>();
   constexpr bool kPowers = Format::kHalfScales && (Form::kScales == 1 || Form::template kJoins<Format>);
   while (x != end) {
     for (int64_t s = 0; s < sub_blocks; ++s, ++x) {
       fetching.step(units, s * step, step);
-      if (!block.template operator()<kPowers>(s, kPanels)) block.template operator()<false>(s, kPanels);
+      if (!hold_and_multiply<Held<Format, Form, kPowers>, Form>(args, units, s, x, rows, sums, kPanels))
+        hold_and_multiply<Held<Format, Form, false>, Form>(args, units, s, x, rows, sums, kPanels);
     }
     for (int p = 0; p < P; ++p) units[p] += unit_bytes;
   }
