@@ -218,16 +218,17 @@ inline void code_sums(I (&sums)[kHalves][P][R], const Blocks& blocks, int first,
       for (int r = 0; r < R; ++r) {
         for (int i = 0; i < kVectors; ++i) {
           const auto at = [&](int plane) { return Form::digits(*x[r]) + Products::digits_at(j, plane, i); };
+          // What a single panel wants once need not become a register.
           if constexpr (P == 1 && requires(const int8_t* p) { Products::add(I(), B(), p); }) {
             for (int plane = from; plane < to; ++plane)
               dot(h, 0, r, plane) = Products::add(dot(h, 0, r, plane), vectors[0][i], at(plane));
-            continue;
-          }
-          B values[kPlanes];
-          for (int plane = from; plane < to; ++plane) values[plane] = broadcast(at(plane));
-          for (int p = 0; p < P; ++p) {
-            for (int plane = from; plane < to; ++plane)
-              dot(h, p, r, plane) = Products::add(dot(h, p, r, plane), vectors[p][i], values[plane]);
+          } else {
+            B values[kPlanes];
+            for (int plane = from; plane < to; ++plane) values[plane] = broadcast(at(plane));
+            for (int p = 0; p < P; ++p) {
+              for (int plane = from; plane < to; ++plane)
+                dot(h, p, r, plane) = Products::add(dot(h, p, r, plane), vectors[p][i], values[plane]);
+            }
           }
         }
       }
