@@ -41,6 +41,7 @@ KvCache::KvCache(const CacheShape& shape, KvType type)
   switch (type) {
     case KvType::f32: head_bytes_ = 4 * elements; break;
     case KvType::f16: head_bytes_ = 2 * elements; break;
+    case KvType::i16: head_bytes_ = i16_scales() + 4 * 2 * kTile; break;
     case KvType::q8: head_bytes_ = elements + 4 * 2 * kTile * q8_blocks(shape.head_dim); break;
   }
 }
@@ -83,6 +84,7 @@ void KvCache::write(int64_t layer, int64_t position, const float* k, const float
   const int64_t dim = shape_.head_dim;
   const int64_t column = position % kTile;
   std::byte* block = block_for_write(layer, position / kTile);
+  std::vector<int16_t> words(static_cast<size_t>(type_ == KvType::i16 ? padded_dim_ : 0));
   for (int64_t head = 0; head < shape_.kv_heads; ++head, k += dim, v += dim) {
     std::byte* at = head_of(block, head);
     if (type_ == KvType::f32) {
@@ -98,9 +100,42 @@ void KvCache::write(int64_t layer, int64_t position, const float* k, const float
         for (int64_t i = 0; i < count; ++i) keys[(d + i) * kTile + column] = rounded[i];
       }
       kernels.f32_to_f16(v, keys + dim * kTile + column * padded_dim_, dim);
+    } else if (type_ == KvType::i16) {
+      write_i16(at, column, k, v, words.data(), kernels);
     } else {
       write_q8(at, column, k, v);
     }
+  }
+}
+
+// words: [padded], to work in.
+void KvCache::write_i16(std::byte* head, int64_t column, const float* k, const float* v, int16_t* words,
+                        const kernels::Table& kernels) const {
+  const int64_t dim = shape_.head_dim;
+  auto* keys = reinterpret_cast<int16_t*>(head);                   // [D / 2, 64, 2]
+  auto* values = reinterpret_cast<int16_t*>(head + i16_values());  // [32, padded, 2]
+  auto* k_scale = reinterpret_cast<float*>(head + i16_scales());   // [64]
+  float* v_scale = k_scale + kTile;                                // [64]
+  k_scale[column] = kernels.to_i16(k, dim, kernels::largest_i16(dim), words);
+  for (int64_t d = 0; d < dim; d += 2) std::copy_n(words + d, 2, keys + d * kTile + 2 * column);
+  v_scale[column] = kernels.to_i16(v, dim, kernels::largest_i16(kTile), words);
+  int16_t* pairs = values + column / 2 * 2 * padded_dim_ + column % 2;
+  for (int64_t d = 0; d < dim; ++d) pairs[2 * d] = words[d];
+}
+
+void KvCache::read_i16(const std::byte* head, float* k, float* v) const {
+  const auto* keys = reinterpret_cast<const int16_t*>(head);
+  const auto* values = reinterpret_cast<const int16_t*>(head + i16_values());
+  const auto* k_scale = reinterpret_cast<const float*>(head + i16_scales());
+  const float* v_scale = k_scale + kTile;
+  for (int64_t d = 0; d < shape_.head_dim; ++d) {
+    const int16_t* pairs = keys + d / 2 * 2 * kTile + d % 2;
+    for (int64_t j = 0; j < kTile; ++j) k[d * kTile + j] = static_cast<float>(pairs[2 * j]) * k_scale[j];
+  }
+  for (int64_t j = 0; j < kTile; ++j) {
+    const int16_t* pairs = values + j / 2 * 2 * padded_dim_ + j % 2;
+    for (int64_t d = 0; d < padded_dim_; ++d)
+      v[j * padded_dim_ + d] = static_cast<float>(pairs[2 * d]) * v_scale[j];
   }
 }
 
@@ -137,15 +172,22 @@ void KvCache::read_tile(int64_t layer, int64_t head, int64_t tile, float* k, flo
     const auto* halves = reinterpret_cast<const uint16_t*>(at);
     kernels.f16_to_f32(halves, k, k_size);
     kernels.f16_to_f32(halves + k_size, v, v_size);
+  } else if (type_ == KvType::i16) {
+    read_i16(at, k, v);
   } else {
     read_q8(at, k, v);
   }
 }
 
-KvCache::HalfTile KvCache::half_tile(int64_t layer, int64_t head, int64_t tile) const {
-  if (type_ != KvType::f16) return {};
-  const auto* halves = reinterpret_cast<const uint16_t*>(layers_[layer][tile].get() + head * head_bytes_);
-  return {halves, halves + shape_.head_dim * kTile};
+kernels::KvTile KvCache::stored_tile(int64_t layer, int64_t head, int64_t tile) const {
+  const std::byte* at = layers_[layer][tile].get() + head * head_bytes_;
+  switch (type_) {
+    case KvType::f32: return {kernels::TileForm::f32, at, at + 4 * kTile * shape_.head_dim};
+    case KvType::f16: return {kernels::TileForm::f16, at, at + 2 * kTile * shape_.head_dim};
+    default: break;
+  }
+  const auto* scales = reinterpret_cast<const float*>(at + i16_scales());
+  return {kernels::TileForm::i16, at, at + i16_values(), scales, scales + kTile};
 }
 
 void KvCache::read_q8(const std::byte* head, float* k, float* v) const {

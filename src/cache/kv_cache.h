@@ -32,12 +32,9 @@ class KvCache {
   void read_tile(int64_t layer, int64_t head, int64_t tile, float* k, float* v,
                  const kernels::Table& kernels) const;
 
-  /// The same tile where it lies, as f16; null unless that is the element type.
-  struct HalfTile {
-    const uint16_t* k = nullptr;  // [D, 64]
-    const uint16_t* v = nullptr;  // [64, padded_dim]
-  };
-  HalfTile half_tile(int64_t layer, int64_t head, int64_t tile) const;
+  /// The same tile where it lies. Not of q8, which no kernel reads.
+  kernels::KvTile stored_tile(int64_t layer, int64_t head, int64_t tile) const;
+  KvType type() const { return type_; }
 
   /// Lets go of tiles that no position from `length` on can see. Tiles come into being in `reserve` and
   /// `write`.
@@ -55,12 +52,21 @@ class KvCache {
 
  private:
   // One tile of one layer, all heads. f32 and f16: k [D, 64], then v [64, padded] a head.
-  // q8: the same in int8, then scales f32: k [blocks, 64], v [64, blocks].
+  // i16: as kernels::KvTile has them, then scales f32: k [64], v [64].
+  // q8: the same as f32 in int8, then scales f32: k [blocks, 64], v [64, blocks].
   using Block = std::unique_ptr<std::byte[]>;
 
   int64_t oldest_tile(int64_t layer, int64_t length) const;
+  // head_dim with the zero that makes pairs of it.
+  int64_t even_dim() const { return (shape_.head_dim + 1) / 2 * 2; }
+  // Where values and scales of i16 begin in a head, in bytes.
+  int64_t i16_values() const { return 2 * kTile * even_dim(); }
+  int64_t i16_scales() const { return i16_values() + 2 * kTile * padded_dim_; }
   std::byte* head_of(std::byte* block, int64_t head) const { return block + head * head_bytes_; }
   std::byte* block_for_write(int64_t layer, int64_t tile);
+  void write_i16(std::byte* head, int64_t column, const float* k, const float* v, int16_t* words,
+                 const kernels::Table& kernels) const;
+  void read_i16(const std::byte* head, float* k, float* v) const;
   void write_q8(std::byte* head, int64_t column, const float* k, const float* v) const;
   void read_q8(const std::byte* head, float* k, float* v) const;
 

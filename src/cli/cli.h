@@ -19,7 +19,7 @@ struct ModelFlags {
   int threads = 0;
   std::string precision = "exact";
   std::string isa;
-  std::string kv_type = "f16";
+  std::string kv_type;  // empty: by precision
   int64_t context = 0;
 
   /// Declares the flags on a verb. `with_context`: also -c, for verbs whose sessions are as long as is asked
@@ -28,6 +28,7 @@ struct ModelFlags {
   /// Loads the model, with a progress bar on a terminal.
   std::shared_ptr<const Model> load(Packing packing = Packing::at_load,
                                     const std::string& config_patch = {}) const;
+  KvType kv() const;
   SessionOptions session_options() const;
 };
 

@@ -34,7 +34,12 @@ void ModelFlags::declare(CLI::App& verb, bool with_context) {
     verb.add_option("-c,--context", context, "most tokens in the session; 0: the model's own limit")
         ->check(in_range(int64_t{0}, (int64_t{1} << 31) - 1));
   }
-  verb.add_option("--kv-type", kv_type, "element type of the KV cache: f32, f16 or q8 (lossy)")
+  const char* by_precision = kv_type.empty() ? "; default: i16 with --precision fast, else f16" : "";
+  verb.add_option(
+          "--kv-type", kv_type,
+          std::string("element type of the KV cache: f32, f16, i16 (fixed point, summed in integers) or "
+                      "q8 (lossy)") +
+              by_precision)
       ->check(taken_by([](const std::string& name) { parse_kv_type(name); }))
       ->capture_default_str();
 }
@@ -56,10 +61,14 @@ std::shared_ptr<const Model> open_model(const std::filesystem::path& path) {
   return Model::load(path, options);
 }
 
+KvType ModelFlags::kv() const {
+  return kv_type.empty() ? default_kv_type(parse_precision(precision)) : parse_kv_type(kv_type);
+}
+
 SessionOptions ModelFlags::session_options() const {
   SessionOptions options;
   options.context = context;
-  options.kv_type = parse_kv_type(kv_type);
+  options.kv_type = kv();
   return options;
 }
 

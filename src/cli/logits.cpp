@@ -50,10 +50,10 @@ void run(const Flags& flags) {
   const Tensor logits = logits_in_batch(model, options, ids, flags.batch);
   const NamedTensor tensor = NamedTensor::of("logits", logits);
   save_tensors(flags.output, {&tensor, 1});
-  std::fprintf(stderr, "%s: logits %s | %s, %s, KV %s, %s\n", flags.output.c_str(),
-               logits.shape().str().c_str(), std::string(model->isa()).c_str(),
-               std::string(precision_name(model->precision())).c_str(), flags.model.kv_type.c_str(),
-               counted(model->threads(), "thread").c_str());
+  std::fprintf(
+      stderr, "%s: logits %s | %s, %s, KV %s, %s\n", flags.output.c_str(), logits.shape().str().c_str(),
+      std::string(model->isa()).c_str(), std::string(precision_name(model->precision())).c_str(),
+      std::string(kv_type_name(flags.model.kv())).c_str(), counted(model->threads(), "thread").c_str());
 }
 
 }  // namespace

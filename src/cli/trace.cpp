@@ -103,7 +103,7 @@ void run_trace(const TraceFlags& flags) {
   options.model.precision = parse_precision(flags.model.precision);
   options.model.isa = flags.model.isa;
   options.model.threads = flags.model.threads;
-  options.kv_type = parse_kv_type(flags.model.kv_type);
+  options.kv_type = flags.model.kv();
   options.steps = flags.steps;
   options.chunk = flags.chunk;
   options.level = flags.level.value_or(2);
@@ -239,7 +239,7 @@ TraceOptions options_of(const DiffFlags& flags) {
   options.model.precision = parse_precision(flags.model.precision);
   options.model.isa = flags.model.isa;
   options.model.threads = flags.model.threads;
-  options.kv_type = parse_kv_type(flags.model.kv_type);
+  options.kv_type = flags.model.kv();
   options.fault = flags.fault;
   return options;
 }
@@ -337,8 +337,7 @@ void run_check(const CheckFlags& flags) {
   repeated.steps = 2;
   require_acting(flags.fault, model, repeated);
   bool all = true;
-  for (const CheckResult& each :
-       check_model(model, options, parse_kv_type(flags.model.kv_type), flags.length, flags.fault)) {
+  for (const CheckResult& each : check_model(model, options, flags.model.kv(), flags.length, flags.fault)) {
     std::printf("%-6s %s\n", each.held ? "held" : "BROKEN", each.name.c_str());
     all = all && each.held;
   }

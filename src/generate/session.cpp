@@ -13,22 +13,28 @@ std::string_view kv_type_name(KvType type) {
   switch (type) {
     case KvType::f32: return "f32";
     case KvType::f16: return "f16";
+    case KvType::i16: return "i16";
     default: return "q8";
   }
 }
 
 KvType parse_kv_type(std::string_view name) {
-  for (KvType type : {KvType::f32, KvType::f16, KvType::q8}) {
+  for (KvType type : {KvType::f32, KvType::f16, KvType::i16, KvType::q8}) {
     if (kv_type_name(type) == name) return type;
   }
-  fail(ErrorCode::invalid_argument, "[kv-type] name: expected f32, f16 or q8, got {}", name);
+  fail(ErrorCode::invalid_argument, "[kv-type] name: expected f32, f16, i16 or q8, got {}", name);
+}
+
+KvType default_kv_type(Precision precision) {
+  return precision == Precision::fast ? KvType::i16 : KvType::f16;
 }
 
 Session::Session(std::shared_ptr<const Model> model, const SessionOptions& options)
     : model_(std::move(model)),
       options_(options),
       context_(options.context > 0 ? options.context : model_->info().context),
-      cache_(std::make_unique<KvCache>(model_->cache_shape(), options.kv_type)) {
+      cache_(std::make_unique<KvCache>(model_->cache_shape(),
+                                       options.kv_type.value_or(default_kv_type(model_->precision())))) {
   const int64_t asked = options.context != 0 ? options.context : context_;
   if (asked < 1 || asked > (int64_t{1} << 31) - 1) {
     fail(ErrorCode::invalid_argument, "[session] context: expected 1 to 2^31 - 1 tokens, got {}{}", asked,

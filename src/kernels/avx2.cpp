@@ -268,6 +268,19 @@ struct ManyByteProducts : ByteProducts {
     return {sums.a, sums.b};
   }
 };
+// Pairs of 16 bits, multiplied and added to sum.
+inline I add_words(I sum, B x, B y) {
+  return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(x.a, y.a)),
+          _mm256_add_epi32(sum.b, _mm256_madd_epi16(x.b, y.b))};
+}
+// x as 16 bits each; packing works within halves of 128 bits.
+inline __m256i pack_words(I x) {
+  return _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), _MM_SHUFFLE(3, 1, 2, 0));
+}
+inline void store_words(int16_t* p, I x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), pack_words(x));
+}
+
 // Products of codes with activations of 16 bits, two columns at a time: of a quad first columns 0 and 2, then
 // 1 and 3, as they come out of its bytes with one operation each.
 struct WordProducts {
@@ -287,10 +300,7 @@ struct WordProducts {
     vectors[0] = {_mm256_and_si256(quad.a, low), _mm256_and_si256(quad.b, low)};
     vectors[1] = quad >> 8;
   }
-  static I add(I sum, B codes, B x) {
-    return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(codes.a, x.a)),
-            _mm256_add_epi32(sum.b, _mm256_madd_epi16(codes.b, x.b))};
-  }
+  static I add(I sum, B codes, B x) { return add_words(sum, codes, x); }
   static I total(I sum) { return sum; }
   static B minus(B codes, int offset) {
     const __m256i words = _mm256_set1_epi16(static_cast<int16_t>(offset));
@@ -303,8 +313,7 @@ struct WordProducts {
 
  private:
   static void store_quads(int8_t* digits, I x) {
-    // Packing works within halves of 128 bits: their order is put right, then that within quads.
-    __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), _MM_SHUFFLE(3, 1, 2, 0));
+    __m256i words = pack_words(x);
     words = _mm256_shufflelo_epi16(words, _MM_SHUFFLE(3, 1, 2, 0));
     words = _mm256_shufflehi_epi16(words, _MM_SHUFFLE(3, 1, 2, 0));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(digits), words);

@@ -177,6 +177,20 @@ inline I join(I x, I y, const int16_t* ratios) {
   const __m512i words = _mm512_mask_blend_epi16(0xAAAAAAAA, x.v, _mm512_slli_epi32(y.v, 16));
   return {_mm512_madd_epi16(words, _mm512_set1_epi32(pair))};
 }
+// Pairs of 16 bits, multiplied and added to sum. In a loop GCC keeps what its own function takes and what it
+// returns in two registers, and moves one to the other.
+inline I add_words(I sum, B x, B y) {
+#if defined(LOCKSTEP_EMULATED_ISA) || defined(__clang__)
+  return {_mm512_dpwssd_epi32(sum.v, x.v, y.v)};
+#else
+  asm("vpdpwssd %2, %1, %0" : "+v"(sum.v) : "v"(x.v), "v"(y.v));
+  return sum;
+#endif
+}
+// What fits 16 bits.
+inline void store_words(int16_t* p, I x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtsepi32_epi16(x.v));
+}
 inline I shift_left(I x, int n) { return {_mm512_slli_epi32(x.v, static_cast<unsigned>(n))}; }
 
 // Products of unsigned codes with signed bytes, four columns at a time, summed in int32.

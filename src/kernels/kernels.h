@@ -59,19 +59,42 @@ struct AttentionPart {
   float* out = nullptr;    // [queries, D]: sum of exp(score - peak) * value
 };
 
-/// Queries of one KV head against one tile of 64 keys: what the tile alone yields.
+/// How the elements of a tile are kept. i16: integers with a scale a key, neighbours in pairs, as products of
+/// 16 bits take them.
+enum class TileForm : uint8_t { f32, f16, i16 };
+
+/// 64 keys and values of one KV head.
+struct KvTile {
+  TileForm form = TileForm::f32;
+  const void* k = nullptr;         // [D, 64]: keys transposed, so that a lane is a key; i16: [D / 2, 64, 2]
+  const void* v = nullptr;         // [64, v_stride]; i16: [32, v_stride, 2], a pair is two keys
+  const float* k_scale = nullptr;  // [64]; i16 only
+  const float* v_scale = nullptr;  // [64]; i16 only
+};
+
+/// Queries of one KV head against one tile: what the tile alone yields.
 struct AttentionTileArgs : AttentionPart {
   int64_t queries = 0;             // rows of one session times query heads of the group
   int64_t head_dim = 0;            // D
-  const float* q = nullptr;        // [queries, D], already scaled
-  bool half = false;               // k and v are f16, else f32
-  const void* k = nullptr;         // [D, 64]: keys transposed, so that a lane is a key
-  const void* v = nullptr;         // [64, v_stride]
+  const float* q = nullptr;        // [queries, D], already scaled; not of i16
+  const int16_t* q_i16 = nullptr;  // [queries, D, even by a zero], made by `to_i16`; i16 only
+  const float* q_scale = nullptr;  // [queries]; i16 only
+  KvTile tile;
   int64_t v_stride = 0;            // D rounded up to 16, so that loads stay inside
   const void* next = nullptr;      // keys of the tile that comes after this one, to be fetched ahead; or null
   const int32_t* first = nullptr;  // [queries]: the keys first[i] <= j < last[i] of the tile count
   const int32_t* last = nullptr;   // [queries]; no key if last[i] <= first[i]
 };
+
+/// The largest magnitude of integers of which `terms` products still add up in 32 bits, as attention takes
+/// them: sqrt((2^31 - 1) / terms), in 16 bits.
+constexpr int32_t largest_i16(int64_t terms) {
+  int32_t root = 0;
+  for (int32_t bit = 1 << 14; bit > 0; bit /= 2) {
+    if ((root + bit) * (root + bit) <= 2147483647 / terms) root += bit;
+  }
+  return root;
+}
 
 struct Table {
   std::string_view isa;
@@ -118,8 +141,12 @@ struct Table {
   void (*add)(float* x, const float* y, int64_t n);
   /// y = x / divisor
   void (*divide)(const float* x, float divisor, int64_t n, float* y);
-  /// Scores, weights and weighted values of one tile; keys and head_dim in ascending order.
+  /// Scores, weights and weighted values of one tile; keys and head_dim in ascending order. Of i16 all sums
+  /// are of integers: weights, each times its value's scale, are rounded to 16 bits for that.
   void (*attention_tile)(const AttentionTileArgs& args);
+  /// Rounds n values to integers of magnitude `largest` or less, y[i] ~ x[i] / scale, and writes a zero
+  /// behind an odd number. Returns the scale: NaN where a value is not finite or larger than 2^118.
+  float (*to_i16)(const float* x, int64_t n, int32_t largest, int16_t* y);
   /// Merges a part into what was there before it (peak -inf, total and out 0 at the start). Parts come in
   /// ascending order of their keys; a query that saw none in the part is left alone.
   void (*attention_merge)(const AttentionPart& part, int64_t queries, int64_t head_dim,

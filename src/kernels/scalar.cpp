@@ -222,6 +222,20 @@ inline I join(I x, I y, const int16_t* ratios) {
     return static_cast<int32_t>(bits(x.v[i]) * bits(ratios[0]) + bits(y.v[i]) * bits(ratios[1]));
   });
 }
+// Pairs of 16 bits, multiplied and added to sum.
+inline I add_words(I sum, B x, B y) {
+  int16_t a[32], b[32];
+  std::memcpy(a, x.v, sizeof(a));
+  std::memcpy(b, y.v, sizeof(b));
+  return lanes<I>([&](int i) {
+    return static_cast<int32_t>(bits(sum.v[i]) + bits(a[2 * i] * b[2 * i]) +
+                                bits(a[2 * i + 1] * b[2 * i + 1]));
+  });
+}
+// What fits 16 bits.
+inline void store_words(int16_t* p, I x) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<int16_t>(x.v[i]);
+}
 inline I shift_left(I x, int n) {
   return lanes<I>([&](int i) { return static_cast<int32_t>(bits(x.v[i]) << n); });
 }

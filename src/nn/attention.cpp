@@ -16,7 +16,7 @@ constexpr int64_t kRowsTogether = 16, kQueriesTogether = 128;
 // Tiles that are merged among themselves before they are merged with the rest. Fixed, and counted from
 // position 0, so that threads may take them apart without changing a result.
 constexpr int64_t kTilesTogether = 16;
-// From here on it pays to turn a tile to f32 once for all queries.
+// From here on it pays to turn a tile of f16 to f32 once for all queries.
 constexpr int64_t kManyQueries = 12;
 
 // Some rows of a run, with the query heads of one KV head.
@@ -71,6 +71,7 @@ class Attend {
         position_(item.run->first_position + item.first_row),
         tiles_(tiles_of(item, layer)),
         q_({queries_, dim_}),
+        converts_(cache_.type() == KvType::q8 || (cache_.type() == KvType::f16 && queries_ >= kManyQueries)),
         first_(static_cast<size_t>(queries_)),
         last_(static_cast<size_t>(queries_)),
         tile_(queries_, dim_),
@@ -80,10 +81,11 @@ class Attend {
       const float* heads = q.row(row + r) + kv_head_ * group_ * dim_;
       for (int64_t i = 0; i < group_ * dim_; ++i) q_.data()[r * group_ * dim_ + i] = heads[i] * scale;
     }
-    if (queries_ >= kManyQueries || cache_.half_tile(layer, kv_head_, tiles_.last).k == nullptr) {
+    if (converts_) {
       k_ = Tensor({dim_, kTile});
       v_ = Tensor({kTile, cache_.padded_dim()});
     }
+    if (cache_.type() == KvType::i16) round_queries();
   }
 
   int64_t queries() const { return queries_; }
@@ -103,12 +105,23 @@ class Attend {
  private:
   int64_t window() const { return cache_.window(layer_); }
 
+  void round_queries() {
+    const int64_t stride = (dim_ + 1) / 2 * 2;
+    q_i16_.resize(static_cast<size_t>(queries_ * stride));
+    q_scale_.resize(static_cast<size_t>(queries_));
+    const int32_t largest = kernels::largest_i16(dim_);
+    for (int64_t i = 0; i < queries_; ++i)
+      q_scale_[i] = kernels_.to_i16(q_.row(i), dim_, largest, &q_i16_[i * stride]);
+  }
+
   void one_tile(int64_t tile) {
     kernels::AttentionTileArgs args;
     static_cast<kernels::AttentionPart&>(args) = tile_.view();
     args.queries = queries_;
     args.head_dim = dim_;
     args.q = q_.data();
+    args.q_i16 = q_i16_.data();
+    args.q_scale = q_scale_.data();
     args.v_stride = cache_.padded_dim();
     args.first = first_.data();
     args.last = last_.data();
@@ -117,16 +130,12 @@ class Attend {
       std::fill_n(&first_[i], group_, static_cast<int32_t>(first));
       std::fill_n(&last_[i], group_, static_cast<int32_t>(std::clamp<int64_t>(at + 1, 0, kTile)));
     }
-    if (k_.empty()) {
-      const auto [k, v] = cache_.half_tile(layer_, kv_head_, tile);
-      args.half = true;
-      args.k = k;
-      args.v = v;
-      args.next = cache_.half_tile(layer_, kv_head_, std::min(tile + 1, tiles_.last)).k;
-    } else {
+    if (converts_) {
       cache_.read_tile(layer_, kv_head_, tile, k_.data(), v_.data(), kernels_);
-      args.k = k_.data();
-      args.v = v_.data();
+      args.tile = {kernels::TileForm::f32, k_.data(), v_.data()};
+    } else {
+      args.tile = cache_.stored_tile(layer_, kv_head_, tile);
+      args.next = cache_.stored_tile(layer_, kv_head_, std::min(tile + 1, tiles_.last)).k;
     }
     kernels_.attention_tile(args);
   }
@@ -137,7 +146,10 @@ class Attend {
   int64_t position_;  // of the first row
   Tiles tiles_;
   Tensor q_;                           // [Q, D], scaled
-  Tensor k_, v_;                       // [D, 64], [64, padded]; empty: the cache's f16 is read as it is
+  std::vector<int16_t> q_i16_;         // [Q, D, even]; for a cache of i16
+  std::vector<float> q_scale_;         // [Q]; for a cache of i16
+  bool converts_;                      // tiles to f32, else they are read where they lie
+  Tensor k_, v_;                       // [D, 64], [64, padded]; if so
   std::vector<int32_t> first_, last_;  // [Q]
   Part tile_, block_;
 };

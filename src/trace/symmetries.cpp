@@ -138,9 +138,18 @@ class Symmetries {
           if (site == Site::scores) worst = worst_shift(x, window);
         });
     // The angle of position p is rounded to p 2^-24, keys to what the cache holds.
-    const double rounding = kv_type_ == KvType::f32 ? 0 : kv_type_ == KvType::f16 ? 0x1p-10 : 0x1p-5;
-    const double bound = (static_cast<double>(ids_.size()) * 0x1p-22 + rounding) * largest;
+    const double bound = (static_cast<double>(ids_.size()) * 0x1p-22 + rounding_of(kv_type_)) * largest;
     add("equal tokens: a score depends on the distance of two positions alone", worst <= bound);
+  }
+
+  // The most that a score may lose to a cache, of the lengths of query and key.
+  static double rounding_of(KvType type) {
+    switch (type) {
+      case KvType::f32: return 0;
+      case KvType::f16: return 0x1p-10;
+      case KvType::i16: return 0x1p-9;
+      default: return 0x1p-5;
+    }
   }
 
   // scores: [T, H, K], lower triangle.

@@ -28,7 +28,7 @@ using nlohmann::json;
 constexpr int kMostSteps = 1 << 20;
 constexpr int64_t kWidest = int64_t{1} << 24;
 constexpr std::string_view kPrecisions[] = {"f32", "f16", "bf16", "exact", "fast", "q8"};
-constexpr std::string_view kKvTypes[] = {"f32", "f16", "bf16", "q8"};
+constexpr std::string_view kKvTypes[] = {"f32", "f16", "bf16", "i16", "q8"};
 constexpr std::string_view kAxes[] = {"T C", "T E", "T H D", "T H K", "T E C"};
 
 // A pipe would wait for ever, and a directory has no bytes.

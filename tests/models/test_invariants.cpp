@@ -79,8 +79,9 @@ std::vector<Case> cases() {
     all.push_back({"llama-q.mixed.gguf", Precision::f32, KvType::f32, std::string(table->isa)});
     all.push_back({"llama-q.mixed.gguf", Precision::exact, KvType::q8, std::string(table->isa)});
     all.push_back({"mixtral-q.Q4_0.gguf", Precision::exact, KvType::f32, std::string(table->isa)});
+    all.push_back({"llama-q.mixed.gguf", Precision::fast, KvType::f16, std::string(table->isa)});
     for (const char* model : {"llama-k.mixed.gguf", "mistral", "mixtral-q.Q4_0.gguf", "qwen2-mlx-8bit"})
-      all.push_back({model, Precision::fast, KvType::f16, std::string(table->isa)});
+      all.push_back({model, Precision::fast, KvType::i16, std::string(table->isa)});
   }
   return all;
 }

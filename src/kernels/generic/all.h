@@ -35,6 +35,7 @@ constexpr Table make_table() {
       .add = add,
       .divide = divide,
       .attention_tile = attention_tile,
+      .to_i16 = to_i16,
       .attention_merge = attention_merge,
       .f16_to_f32 = f16_to_f32,
       .f32_to_f16 = f32_to_f16,

@@ -4,117 +4,219 @@
 constexpr int64_t kTileKeys = 64;
 constexpr int kTileParts = kTileKeys / kLanes;
 
-struct KeyF32 {
-  using Element = float;
-  static F get(const float* p) { return load(p); }
+// Forms of tiles: a lane has kTogether dimensions of a key, or keys of a dimension, and meets a factor of the
+// same size, of a query or of weights.
+struct FormF32 {
+  using Sum = F;
+  using Vector = F;
+  using Weight = float;
+  static constexpr bool kIntegers = false;
+  static constexpr int64_t kTogether = 1;
+  static constexpr int64_t kBytes = 4;  // of a lane
+  static F none() { return zero(); }
+  static F get(const std::byte* p) { return load(reinterpret_cast<const float*>(p)); }
+  static F factor(const std::byte* p) { return set1(*reinterpret_cast<const float*>(p)); }
+  static F add(F sum, F x, F y) { return fma(y, x, sum); }
 };
-struct KeyF16 {
-  using Element = uint16_t;
-  static F get(const uint16_t* p) { return load_f16(p); }
+struct FormF16 : FormF32 {
+  static constexpr int64_t kBytes = 2;
+  static F get(const std::byte* p) { return load_f16(p); }
 };
+struct FormI16 {
+  using Sum = I;
+  using Vector = B;
+  using Weight = int16_t;
+  static constexpr bool kIntegers = true;
+  static constexpr int64_t kTogether = 2;
+  static constexpr int64_t kBytes = 4;
+  static I none() { return int_zero(); }
+  static B get(const std::byte* p) { return load_bytes(p); }
+  static B factor(const std::byte* p) { return broadcast(reinterpret_cast<const int8_t*>(p)); }
+  static I add(I sum, B x, B y) { return add_words(sum, x, y); }
+};
+constexpr int64_t kFactor = 4;  // bytes
 
-template <typename Element>
-inline void fetch_elements(const Element* p, int64_t count) {
-  for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(Element))) __builtin_prefetch(p + i);
+inline void fetch_all(const std::byte* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
 }
 
-// Scores of R queries become weights [R, 64], their peak and their sum; 0 for keys that do not count.
-template <typename Key, int R>
-inline void tile_weights(const AttentionTileArgs& args, int64_t query, float* weights) {
-  const float lowest = -std::numeric_limits<float>::infinity();
-  const auto* k = static_cast<const typename Key::Element*>(args.k);
-  const float* q = args.q + query * args.head_dim;
-  const auto* values = static_cast<const typename Key::Element*>(args.v);
-  F score[R][kTileParts];
+// sums[r][i] += lanes [u][i] times factors [r][u], for units [begin, end) of what counts(u, r). x_stride:
+// bytes from unit to unit; stride: factors from row to row. Calls fetch(u) meanwhile. All loops are unrolled
+// early, which GCC wants to be told, or sums go to memory and back.
+template <typename Form, int R, int V, typename Fetch, typename Counts>
+inline void add_products(typename Form::Sum (&sums)[R][V], const std::byte* x, int64_t x_stride,
+                         const std::byte* factors, int64_t stride, int64_t begin, int64_t end,
+                         const Fetch& fetch, const Counts& counts) {
+  for (int64_t u = begin; u < end; ++u) {
+    fetch(u);
+    typename Form::Vector lanes[V];
+#pragma GCC unroll 8
+    for (int i = 0; i < V; ++i) lanes[i] = Form::get(x + u * x_stride + i * kLanes * Form::kBytes);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      if (!counts(u, r)) continue;
+      const auto factor = Form::factor(factors + (r * stride + u) * kFactor);
+#pragma GCC unroll 8
+      for (int i = 0; i < V; ++i) sums[r][i] = Form::add(sums[r][i], lanes[i], factor);
+    }
+  }
+}
+template <typename Form, int R, int V>
+inline void clear(typename Form::Sum (&sums)[R][V]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int i = 0; i < V; ++i) sums[r][i] = Form::none();
+  }
+}
+
+// Scores of R queries.
+template <typename Form, int R>
+inline void tile_scores(const AttentionTileArgs& args, int64_t query, F (&score)[R][kTileParts]) {
+  const int64_t units = (args.head_dim + Form::kTogether - 1) / Form::kTogether;
+  const auto* k = static_cast<const std::byte*>(args.tile.k);
+  const auto* v = static_cast<const std::byte*>(args.tile.v);
+  const auto* q = Form::kIntegers ? reinterpret_cast<const std::byte*>(args.q_i16)
+                                  : reinterpret_cast<const std::byte*>(args.q);
   for (int begin = 0; begin < kTileParts; begin += kKeyParts) {
-    F sums[R][kKeyParts];
-    for (auto& row : sums) {
-      for (F& part : row) part = zero();
-    }
-    for (int64_t d = 0; d < args.head_dim; ++d) {
-      // The first queries bring keys and values from memory: values while keys are at work, and so on.
-      if (query == 0 && begin == 0 && args.next != nullptr && d < kTileKeys)
-        fetch_elements(values + d * args.v_stride, args.v_stride);
-      F keys[kKeyParts];
-      for (int i = 0; i < kKeyParts; ++i) keys[i] = Key::get(k + d * kTileKeys + 16 * (begin + i));
-      for (int r = 0; r < R; ++r) {
-        const F value = set1(q[r * args.head_dim + d]);
-        for (int i = 0; i < kKeyParts; ++i) sums[r][i] = fma(value, keys[i], sums[r][i]);
-      }
-    }
-    for (int r = 0; r < R; ++r) std::copy_n(sums[r], kKeyParts, score[r] + begin);
-  }
-  for (int r = 0; r < R; ++r) {
-    const int first = args.first[query + r], last = args.last[query + r];
-    // seen(part, x, other): x of keys that count.
-    const auto weigh = [&](const auto& seen) {
-      F peaks = set1(lowest);
-      for (int part = 0; part < kTileParts; ++part) {
-        score[r][part] = seen(part, score[r][part], set1(lowest));
-        peaks = max(peaks, score[r][part]);
-      }
-      const float peak = largest(peaks);
-      F totals = zero();
-      for (int part = 0; part < kTileParts; ++part) {
-        const F p = seen(part, exp(score[r][part] - set1(peak)), zero());
-        store(weights + r * kTileKeys + 16 * part, p);
-        totals = totals + p;
-      }
-      args.peak[query + r] = peak;
-      args.total[query + r] = sum(totals);
+    typename Form::Sum sums[R][kKeyParts];
+    clear<Form>(sums);
+    // The first queries bring keys and values from memory: values while keys are at work, and so on.
+    const bool fetches = query == 0 && begin == 0 && args.next != nullptr;
+    const auto fetch = [&](int64_t u) {
+      if (fetches && u < kTileKeys / Form::kTogether)
+        fetch_all(v + u * args.v_stride * Form::kBytes, args.v_stride * Form::kBytes);
     };
-    if (first <= 0 && last >= kTileKeys)
-      weigh([](int, F x, F) { return x; });
-    else
-      weigh([&](int part, F x, F other) {
-        return select_range(first - 16 * part, last - 16 * part, x, other);
-      });
-  }
-}
-
-// Values times weights of R queries, V vectors of the head from dimension d. What a query does not see is
-// left out, not multiplied by 0: it may be infinite.
-template <typename Key, int R, int V>
-inline void tile_values(const AttentionTileArgs& args, int64_t query, const float* weights, int64_t d) {
-  const auto* v = static_cast<const typename Key::Element*>(args.v);
-  int from = kTileKeys, all_from = 0, all_to = kTileKeys, to = 0;
-  for (int r = 0; r < R; ++r) {
-    from = std::min(from, args.first[query + r]);
-    all_from = std::max(all_from, args.first[query + r]);
-    all_to = std::min(all_to, args.last[query + r]);
-    to = std::max(to, args.last[query + r]);
-  }
-  F sums[R][V];
-  for (auto& row : sums) {
-    for (F& part : row) part = zero();
-  }
-  const auto* next = static_cast<const typename Key::Element*>(args.next);
-  const bool fetches = query == 0 && d == 0 && args.next != nullptr;
-  const auto keys = [&]<bool kAll>(int begin, int end) {
-    for (int j = begin; j < end; ++j) {
-      if (fetches && j < args.head_dim) fetch_elements(next + j * kTileKeys, kTileKeys);
-      F values[V];
-      for (int i = 0; i < V; ++i) values[i] = Key::get(v + j * args.v_stride + d + i * kLanes);
-      for (int r = 0; r < R; ++r) {
-        if (!kAll && (j < args.first[query + r] || j >= args.last[query + r])) continue;
-        const F weight = set1(weights[r * kTileKeys + j]);
-        for (int i = 0; i < V; ++i) sums[r][i] = fma(weight, values[i], sums[r][i]);
+    add_products<Form>(sums, k + begin * kLanes * Form::kBytes, kTileKeys * Form::kBytes,
+                       q + query * units * kFactor, units, 0, units, fetch,
+                       [](int64_t, int) { return true; });
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int i = 0; i < kKeyParts; ++i) {
+        if constexpr (Form::kIntegers) {
+          const F scale = load(args.tile.k_scale + kLanes * (begin + i)) * set1(args.q_scale[query + r]);
+          score[r][begin + i] = to_float(sums[r][i]) * scale;
+        } else {
+          score[r][begin + i] = sums[r][i];
+        }
       }
     }
-  };
-  // Most keys are seen by all of the queries, which is faster to do.
-  all_from = std::min(std::max(all_from, from), to);
-  all_to = std::clamp(all_to, all_from, to);
-  keys.template operator()<false>(from, all_from);
-  keys.template operator()<true>(all_from, all_to);
-  keys.template operator()<false>(all_to, to);
-  for (int r = 0; r < R; ++r) {
-    float* out = args.out + (query + r) * args.head_dim;
-    for (int i = 0; i < V; ++i) store_part(out + d + i * kLanes, args.head_dim - d - i * kLanes, sums[r][i]);
   }
 }
 
-template <typename Key, int R>
+// Scores of R queries become weights, their peak and their sum; 0 for keys that do not count. seen(r, part,
+// x, other): x of keys that count. One step after the other for all queries: each has to wait for its own.
+template <int R, typename Seen>
+inline void weigh(const AttentionTileArgs& args, int64_t query, F (&score)[R][kTileParts], const Seen& seen) {
+  const float lowest = -std::numeric_limits<float>::infinity();
+  F peaks[R], totals[R];
+  for (int r = 0; r < R; ++r) {
+    peaks[r] = set1(lowest);
+    for (int part = 0; part < kTileParts; ++part) {
+      score[r][part] = seen(r, part, score[r][part], set1(lowest));
+      peaks[r] = max(peaks[r], score[r][part]);
+    }
+  }
+  for (int r = 0; r < R; ++r) args.peak[query + r] = largest(peaks[r]);
+  for (int r = 0; r < R; ++r) {
+    const F peak = set1(args.peak[query + r]);
+    totals[r] = zero();
+    for (int part = 0; part < kTileParts; ++part) {
+      score[r][part] = seen(r, part, exp(score[r][part] - peak), zero());
+      totals[r] = totals[r] + score[r][part];
+    }
+  }
+  for (int r = 0; r < R; ++r) args.total[query + r] = sum(totals[r]);
+}
+
+// Weights of R queries times the scales of their values, rounded to integers [R, 64]; scales[r] brings sums
+// back. A weight that is not finite makes its scale NaN.
+template <int R, typename Seen>
+inline void round_weights(const AttentionTileArgs& args, F (&weight)[R][kTileParts], int16_t* words,
+                          float* scales, const Seen& seen) {
+  constexpr auto kLargest = static_cast<float>(largest_i16(kTileKeys));
+  F peaks[R];
+  for (int r = 0; r < R; ++r) {
+    peaks[r] = zero();
+    for (int part = 0; part < kTileParts; ++part) {
+      weight[r][part] = seen(r, part, weight[r][part] * load(args.tile.v_scale + 16 * part), zero());
+      peaks[r] = larger_magnitude(peaks[r], weight[r][part]);
+    }
+  }
+  F inverse[R];
+  for (int r = 0; r < R; ++r) {
+    const float peak = std::max(largest_magnitude(peaks[r]), 0x1p-100F);
+    scales[r] = peak * (1 / kLargest);
+    inverse[r] = set1(kLargest / peak);
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int part = 0; part < kTileParts; ++part)
+      store_words(words + r * kTileKeys + 16 * part, round_to_int(weight[r][part] * inverse[r]));
+  }
+}
+
+// Calls use(seen) with what `weigh` takes.
+template <int R, typename Use>
+inline void for_seen(const AttentionTileArgs& args, int64_t query, const Use& use) {
+  const int32_t *first = args.first + query, *last = args.last + query;
+  if (*std::max_element(first, first + R) <= 0 && *std::min_element(last, last + R) >= kTileKeys)
+    use([](int, int, F x, F) { return x; });
+  else
+    use([&](int r, int part, F x, F other) {
+      return select_range(first[r] - 16 * part, last[r] - 16 * part, x, other);
+    });
+}
+
+// Values times weights of R queries, V vectors of the head from dimension d; scales: of the sums, if words.
+template <typename Form, int R, int V>
+inline void tile_values(const AttentionTileArgs& args, int64_t query, const typename Form::Weight* weights,
+                        const float* scales, int64_t d) {
+  const int32_t *first = args.first + query, *last = args.last + query;
+  int64_t from = *std::min_element(first, first + R), to = *std::max_element(last, last + R);
+  int64_t all_from = *std::max_element(first, first + R), all_to = *std::min_element(last, last + R);
+  const auto* next = static_cast<const std::byte*>(args.next);
+  const bool fetches = query == 0 && d == 0 && args.next != nullptr;
+  const auto fetch = [&](int64_t u) {
+    if (fetches && u * Form::kTogether < args.head_dim)
+      fetch_all(next + u * kTileKeys * Form::kBytes, kTileKeys * Form::kBytes);
+  };
+  typename Form::Sum sums[R][V];
+  clear<Form>(sums);
+  const auto keys = [&](int64_t begin, int64_t end, const auto& counts) {
+    add_products<Form>(sums, static_cast<const std::byte*>(args.tile.v) + d * Form::kBytes,
+                       args.v_stride * Form::kBytes, reinterpret_cast<const std::byte*>(weights),
+                       kTileKeys / Form::kTogether, begin, end, fetch, counts);
+  };
+  const auto all = [](int64_t, int) { return true; };
+  if constexpr (Form::kIntegers) {
+    // What a query does not see is a finite number times 0.
+    keys(from / 2, (to + 1) / 2, all);
+  } else {
+    // What a query does not see is left out, not multiplied by 0: it may be infinite. Most keys are seen by
+    // all of the queries, which is faster to do.
+    const auto seen = [&](int64_t u, int r) { return u >= first[r] && u < last[r]; };
+    all_from = std::min(std::max(all_from, from), to);
+    all_to = std::clamp(all_to, all_from, to);
+    keys(from, all_from, seen);
+    keys(all_from, all_to, all);
+    keys(all_to, to, seen);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    float* out = args.out + (query + r) * args.head_dim + d;
+#pragma GCC unroll 8
+    for (int i = 0; i < V; ++i) {
+      const int64_t left = args.head_dim - d - i * kLanes;
+      if constexpr (Form::kIntegers)
+        store_part(out + i * kLanes, left, to_float(sums[r][i]) * set1(scales[r]));
+      else
+        store_part(out + i * kLanes, left, sums[r][i]);
+    }
+  }
+}
+
+template <typename Form, int R>
 void tile_queries(const AttentionTileArgs& args, int64_t query) {
   // Of many rows the first do not see the last's tile.
   if (std::all_of(args.last + query, args.last + query + R, [](int32_t last) { return last <= 0; })) {
@@ -122,21 +224,51 @@ void tile_queries(const AttentionTileArgs& args, int64_t query) {
     std::fill_n(args.total + query, R, 0.0F);
     return;
   }
-  float weights[R * kTileKeys];
-  tile_weights<Key, R>(args, query, weights);
+  F score[R][kTileParts];
+  typename Form::Weight weights[R * kTileKeys];
+  float scales[R];
+  tile_scores<Form, R>(args, query, score);
+  for_seen<R>(args, query, [&](const auto& seen) {
+    weigh<R>(args, query, score, seen);
+    if constexpr (Form::kIntegers) round_weights<R>(args, score, weights, scales, seen);
+  });
+  if constexpr (!Form::kIntegers) {
+    for (int r = 0; r < R; ++r) {
+      for (int part = 0; part < kTileParts; ++part)
+        store(weights + r * kTileKeys + kLanes * part, score[r][part]);
+    }
+  }
   int64_t d = 0;
   for (; d + kValueVectors * kLanes <= args.v_stride; d += kValueVectors * kLanes)
-    tile_values<Key, R, kValueVectors>(args, query, weights, d);
-  for (; d < args.v_stride; d += kLanes) tile_values<Key, R, 1>(args, query, weights, d);
+    tile_values<Form, R, kValueVectors>(args, query, weights, scales, d);
+  for (; d < args.v_stride; d += kLanes) tile_values<Form, R, 1>(args, query, weights, scales, d);
 }
 
 void attention_tile(const AttentionTileArgs& args) {
   tile_rows<kQueryTile>(args.queries, [&]<int R>(int64_t query) {
-    if (args.half)
-      tile_queries<KeyF16, R>(args, query);
-    else
-      tile_queries<KeyF32, R>(args, query);
+    switch (args.tile.form) {
+      case TileForm::f32: tile_queries<FormF32, R>(args, query); break;
+      case TileForm::f16: tile_queries<FormF16, R>(args, query); break;
+      case TileForm::i16: tile_queries<FormI16, R>(args, query); break;
+    }
   });
+}
+
+float to_i16(const float* x, int64_t n, int32_t largest, int16_t* y) {
+  F peaks = zero();
+  for (int64_t i = 0; i < n; i += kLanes) peaks = larger_magnitude(peaks, load_part(x + i, n - i, 0));
+  const float found = largest_magnitude(peaks);
+  const bool fits = found <= 0x1p118F;  // not NaN
+  const float peak = fits ? std::max(found, 0x1p-100F) : 1.0F;
+  const F inverse = set1(static_cast<float>(largest) / peak);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const I integers = round_to_int(load_part(x + i, n - i, 0) * inverse);
+    int16_t words[kLanes];
+    store_words(words, integers);
+    std::copy_n(words, std::min(kLanes, n - i), y + i);
+  }
+  if (n % 2 != 0) y[n] = 0;
+  return fits ? peak / static_cast<float>(largest) : std::numeric_limits<float>::quiet_NaN();
 }
 
 void attention_merge(const AttentionPart& part, int64_t queries, int64_t head_dim,
