@@ -21,7 +21,7 @@ class Tensor;
 /// How products are computed (design: numerics). f32: everything in f32. exact: activations as
 /// 16-bit fixed point per block of 32 where weights are integers, f32 elsewhere. fast: of these, 8 bits per
 /// 16 where that does little harm (nn/precision.h), and bf16 where weights are, if the processor has
-/// products of them.
+/// products of them; attention in 16-bit fixed point, unless a session has another KV type.
 enum class Precision { f32, exact, fast };
 /// "f32", "exact", "fast"
 std::string_view precision_name(Precision precision);

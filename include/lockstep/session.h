@@ -16,8 +16,9 @@ namespace lockstep {
 
 class KvCache;
 
-/// Element type of the KV cache. i16: 16-bit fixed point with a scale a key and head, about as exact as f16;
-/// attention rounds queries and weights likewise and sums in integers. q8 is lossy: 8 bits per block of 32.
+/// Element type of the KV cache. i16: 12 or 13 bits of fixed point with a scale for each key and each value
+/// of a head; attention rounds queries and weights likewise and sums in integers. q8 is lossy: 8 bits per
+/// block of 32.
 enum class KvType { f32, f16, i16, q8 };
 /// "f32", "f16", "i16", "q8"
 std::string_view kv_type_name(KvType type);
@@ -28,9 +29,9 @@ KvType parse_kv_type(std::string_view name);
 KvType default_kv_type(Precision precision);
 
 struct SessionOptions {
-  int64_t context = 0;            ///< most tokens the session holds; 0: the model's context length
+  int64_t context = 0;                 ///< most tokens the session holds; 0: the model's context length
   std::optional<KvType> kv_type = {};  ///< none: default_kv_type of the model's precision
-  int64_t chunk = 256;            ///< most rows of one forward pass in prefill; no result depends on it
+  int64_t chunk = 256;                 ///< most rows of one forward pass in prefill; no result depends on it
 };
 
 class Session {

@@ -116,9 +116,9 @@ void KvCache::write_i16(std::byte* head, int64_t column, const float* k, const f
   auto* values = reinterpret_cast<int16_t*>(head + i16_values());  // [32, padded, 2]
   auto* k_scale = reinterpret_cast<float*>(head + i16_scales());   // [64]
   float* v_scale = k_scale + kTile;                                // [64]
-  k_scale[column] = kernels.to_i16(k, dim, kernels::largest_i16(dim), words);
+  k_scale[column] = kernels.to_i16(k, dim, kernels::largest_key(dim), words);
   for (int64_t d = 0; d < dim; d += 2) std::copy_n(words + d, 2, keys + d * kTile + 2 * column);
-  v_scale[column] = kernels.to_i16(v, dim, kernels::largest_i16(kTile), words);
+  v_scale[column] = kernels.to_i16(v, dim, kernels::kLargestValue, words);
   int16_t* pairs = values + column / 2 * 2 * padded_dim_ + column % 2;
   for (int64_t d = 0; d < dim; ++d) pairs[2 * d] = words[d];
 }

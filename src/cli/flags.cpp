@@ -25,7 +25,7 @@ void ModelFlags::declare(CLI::App& verb, bool with_context) {
       ->check(in_range(0, 1024));
   verb.add_option("--precision", precision,
                   "f32: all in f32; exact: 16-bit fixed point where weights are integers; fast: 8 bits where "
-                  "that does little harm, bf16 where weights are")
+                  "that does little harm, bf16 where weights are, attention in 16-bit fixed point")
       ->check(taken_by([](const std::string& name) { parse_precision(name); }))
       ->capture_default_str();
   verb.add_option("--isa", isa, "kernels to use: avx512bf16, avx512, avx2 or scalar; default: the best here")

@@ -83,6 +83,7 @@ void run(const Flags& flags) {
                           {"logits_hash", hexadecimal(result.logits_hash)},
                           {"isa", model->isa()},
                           {"precision", precision_name(model->precision())},
+                          {"kv_type", kv_type_name(flags.model.kv())},
                           {"threads", model->threads()},
                           {"timings",
                            {{"load_ms", load.count()},

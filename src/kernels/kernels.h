@@ -86,12 +86,14 @@ struct AttentionTileArgs : AttentionPart {
   const int32_t* last = nullptr;   // [queries]; no key if last[i] <= first[i]
 };
 
-/// The largest magnitude of integers of which `terms` products still add up in 32 bits, as attention takes
-/// them: sqrt((2^31 - 1) / terms), in 16 bits.
-constexpr int32_t largest_i16(int64_t terms) {
+/// The largest integers of tiles of i16. Of weights and values the products of a tile add up in 32 bits; a
+/// weight is a power of two, so that a single key returns its value as it is.
+constexpr int32_t kLargestWeight = 4096, kLargestValue = 8191;
+/// Of queries and keys: so large that products of a head add up in 32 bits.
+constexpr int32_t largest_key(int64_t head_dim) {
   int32_t root = 0;
   for (int32_t bit = 1 << 14; bit > 0; bit /= 2) {
-    if ((root + bit) * (root + bit) <= 2147483647 / terms) root += bit;
+    if ((root + bit) * (root + bit) <= 2147483647 / head_dim) root += bit;
   }
   return root;
 }
@@ -141,8 +143,8 @@ struct Table {
   void (*add)(float* x, const float* y, int64_t n);
   /// y = x / divisor
   void (*divide)(const float* x, float divisor, int64_t n, float* y);
-  /// Scores, weights and weighted values of one tile; keys and head_dim in ascending order. Of i16 all sums
-  /// are of integers: weights, each times its value's scale, are rounded to 16 bits for that.
+  /// Scores, weights and weighted values of one tile; keys and head_dim in ascending order. Of i16 scores
+  /// and values are sums of integers: weights, each times its value's scale, are rounded to 16 bits for that.
   void (*attention_tile)(const AttentionTileArgs& args);
   /// Rounds n values to integers of magnitude `largest` or less, y[i] ~ x[i] / scale, and writes a zero
   /// behind an odd number. Returns the scale: NaN where a value is not finite or larger than 2^118.

@@ -109,7 +109,7 @@ class Attend {
     const int64_t stride = (dim_ + 1) / 2 * 2;
     q_i16_.resize(static_cast<size_t>(queries_ * stride));
     q_scale_.resize(static_cast<size_t>(queries_));
-    const int32_t largest = kernels::largest_i16(dim_);
+    const int32_t largest = kernels::largest_key(dim_);
     for (int64_t i = 0; i < queries_; ++i)
       q_scale_[i] = kernels_.to_i16(q_.row(i), dim_, largest, &q_i16_[i * stride]);
   }

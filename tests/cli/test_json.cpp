@@ -33,6 +33,7 @@ TEST(Json, GenerateSaysTheSameAsItsText) {
   const json object = json::parse(printed(command + " --json"));
   EXPECT_EQ(object["threads"], 2);
   EXPECT_EQ(object["precision"], "fast");
+  EXPECT_EQ(object["kv_type"], "i16");
   EXPECT_EQ(object["text"].get<std::string>() + "\n", printed(command));
   const std::string summary = printed(command, true);
   for (const char* key : {"isa", "logits_hash"})

@@ -104,7 +104,7 @@ void compare(const Fixture& fixture, Precision precision, KvType kv, double boun
 
 TEST_P(AgainstTransformers, F32) { compare(GetParam(), Precision::f32, KvType::f32, 1e-10); }
 TEST_P(AgainstTransformers, ExactKvF32) { compare(GetParam(), Precision::exact, KvType::f32, 5e-8); }
-TEST_P(AgainstTransformers, ExactKvI16) { compare(GetParam(), Precision::exact, KvType::i16, 1e-6); }
+TEST_P(AgainstTransformers, ExactKvI16) { compare(GetParam(), Precision::exact, KvType::i16, 2e-6); }
 TEST_P(AgainstTransformers, ExactKvF16) { compare(GetParam(), Precision::exact, KvType::f16, 1e-6); }
 
 INSTANTIATE_TEST_SUITE_P(Models, AgainstTransformers, testing::ValuesIn(fixtures()), [](const auto& info) {

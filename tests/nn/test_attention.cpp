@@ -124,28 +124,31 @@ TEST(Attention, IsThatOfTheOperation) {
   }
 }
 
-// What is not a number reaches every row that sees it, and no other.
+// What is not a number reaches every row that sees it, and no other: not the one before it, which shares a
+// pair of keys with it, nor the one that a window has let go of it.
 TEST(Attention, SpecialValuesReachWhoSeesThem) {
-  constexpr int64_t kAt = 70;
+  constexpr int64_t kWindow = 9;
   const float infinity = std::numeric_limits<float>::infinity();
-  for (const float special : {kNaN, infinity}) {
-    for (int which = 0; which < 3; ++which) {
-      if (special == infinity && which == 1) continue;  // such a key may have a score of -infinity
-      Attending attending({2, 1, 64, 90, 0});
-      const Tensor before = attending.expected();
-      (which == 0 ? attending.q : which == 1 ? attending.k : attending.v).row(kAt)[5] = special;
-      for (const kernels::Table* table : test::tables()) {
-        for (const KvType type : {KvType::f32, KvType::f16, KvType::i16}) {
-          SCOPED_TRACE(std::string(table->isa) + ", " + std::string(kv_type_name(type)) + ", input " +
-                       std::to_string(which));
-          const Tensor got = attending.run(*table, type, 33);
-          for (int64_t t = 0; t < 90; ++t) {
-            const bool sees = which == 0 ? t == kAt : t >= kAt;
-            const float value = got.row(t)[5];
-            if (sees)
-              EXPECT_FALSE(std::isfinite(value)) << "row " << t;
-            else
-              EXPECT_NEAR(value, before.row(t)[5], 1e-2) << "row " << t;
+  for (const int64_t window : {int64_t{0}, kWindow}) {
+    for (const auto& [special, at] : {std::pair{kNaN, 70}, {kNaN, 71}, {infinity, 64}}) {
+      for (int which = 0; which < 3; ++which) {
+        if (special == infinity && which == 1) continue;  // such a key may have a score of -infinity
+        Attending attending({2, 1, 64, 90, window});
+        const Tensor before = attending.expected();
+        (which == 0 ? attending.q : which == 1 ? attending.k : attending.v).row(at)[5] = special;
+        for (const kernels::Table* table : test::tables()) {
+          for (const KvType type : {KvType::f32, KvType::f16, KvType::i16}) {
+            SCOPED_TRACE(std::string(table->isa) + ", " + std::string(kv_type_name(type)) + ", input " +
+                         std::to_string(which) + " at " + std::to_string(at));
+            const Tensor got = attending.run(*table, type, 33);
+            for (int64_t t = 0; t < 90; ++t) {
+              const bool sees = which == 0 ? t == at : t >= at && (window == 0 || t - at < window);
+              const float value = got.row(t)[5];
+              if (sees)
+                EXPECT_FALSE(std::isfinite(value)) << "row " << t;
+              else
+                EXPECT_NEAR(value, before.row(t)[5], 1e-2) << "row " << t;
+            }
           }
         }
       }
@@ -156,9 +159,10 @@ TEST(Attention, SpecialValuesReachWhoSeesThem) {
 // Sums of integers at their largest: equal numbers everywhere.
 TEST(Attention, SumsOfIntegersFit) {
   for (const int64_t dim : {1, 64, 96, 128, 256, 512}) {
-    const int64_t largest = kernels::largest_i16(dim);
+    const int64_t largest = kernels::largest_key(dim);
     EXPECT_LT(largest * largest * dim, int64_t{1} << 31);
     EXPECT_TRUE((largest + 1) * (largest + 1) * dim >= int64_t{1} << 31 || largest == 32767);
+    EXPECT_LT(int64_t{kernels::kLargestWeight} * kernels::kLargestValue * KvCache::kTile, int64_t{1} << 31);
     Attending attending({2, 1, dim, 64, 0});
     for (Tensor* x : {&attending.q, &attending.k, &attending.v}) std::ranges::fill(x->values(), 0.75F);
     for (const kernels::Table* table : test::tables()) {

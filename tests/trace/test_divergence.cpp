@@ -372,8 +372,10 @@ TEST(Floors, ThatHideEverythingAreRefused) {
 
 TEST(Check, HoldsForEveryArchitecture) {
   for (const char* name : {"llama", "llama-yarn", "mistral", "mixtral", "qwen2", "qwen2-window"}) {
-    for (const CheckResult& each : check_model(model_of(name), {}, KvType::f16, 70))
-      EXPECT_TRUE(each.held) << name << ": " << each.name;
+    for (const KvType type : {KvType::f16, KvType::i16}) {
+      for (const CheckResult& each : check_model(model_of(name), {}, type, 70))
+        EXPECT_TRUE(each.held) << name << ", KV " << kv_type_name(type) << ": " << each.name;
+    }
   }
 }
 

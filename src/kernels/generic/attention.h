@@ -135,12 +135,12 @@ inline void weigh(const AttentionTileArgs& args, int64_t query, F (&score)[R][kT
 template <int R, typename Seen>
 inline void round_weights(const AttentionTileArgs& args, F (&weight)[R][kTileParts], int16_t* words,
                           float* scales, const Seen& seen) {
-  constexpr auto kLargest = static_cast<float>(largest_i16(kTileKeys));
+  constexpr auto kLargest = static_cast<float>(kLargestWeight);
   F peaks[R];
   for (int r = 0; r < R; ++r) {
     peaks[r] = zero();
     for (int part = 0; part < kTileParts; ++part) {
-      weight[r][part] = seen(r, part, weight[r][part] * load(args.tile.v_scale + 16 * part), zero());
+      weight[r][part] = seen(r, part, weight[r][part] * load(args.tile.v_scale + kLanes * part), zero());
       peaks[r] = larger_magnitude(peaks[r], weight[r][part]);
     }
   }
@@ -152,7 +152,7 @@ inline void round_weights(const AttentionTileArgs& args, F (&weight)[R][kTilePar
   }
   for (int r = 0; r < R; ++r) {
     for (int part = 0; part < kTileParts; ++part)
-      store_words(words + r * kTileKeys + 16 * part, round_to_int(weight[r][part] * inverse[r]));
+      store_words(words + r * kTileKeys + kLanes * part, round_to_int(weight[r][part] * inverse[r]));
   }
 }
 
@@ -164,7 +164,7 @@ inline void for_seen(const AttentionTileArgs& args, int64_t query, const Use& us
     use([](int, int, F x, F) { return x; });
   else
     use([&](int r, int part, F x, F other) {
-      return select_range(first[r] - 16 * part, last[r] - 16 * part, x, other);
+      return select_range(first[r] - kLanes * part, last[r] - kLanes * part, x, other);
     });
 }
 
@@ -263,9 +263,13 @@ float to_i16(const float* x, int64_t n, int32_t largest, int16_t* y) {
   const F inverse = set1(static_cast<float>(largest) / peak);
   for (int64_t i = 0; i < n; i += kLanes) {
     const I integers = round_to_int(load_part(x + i, n - i, 0) * inverse);
+    if (n - i >= kLanes) {
+      store_words(y + i, integers);
+      continue;
+    }
     int16_t words[kLanes];
     store_words(words, integers);
-    std::copy_n(words, std::min(kLanes, n - i), y + i);
+    std::copy_n(words, n - i, y + i);
   }
   if (n % 2 != 0) y[n] = 0;
   return fits ? peak / static_cast<float>(largest) : std::numeric_limits<float>::quiet_NaN();
