@@ -168,7 +168,7 @@ inline void for_seen(const AttentionTileArgs& args, int64_t query, const Use& us
     });
 }
 
-// Values times weights of R queries, V vectors of the head from dimension d; scales: of the sums, if words.
+// Values times weights of R queries, V vectors of the head from dimension d; scales: of sums of integers.
 template <typename Form, int R, int V>
 inline void tile_values(const AttentionTileArgs& args, int64_t query, const typename Form::Weight* weights,
                         const float* scales, int64_t d) {
