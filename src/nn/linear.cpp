@@ -9,7 +9,10 @@ void Activations::make(Rows<Block>& rows, int64_t width, Round round) const {
   if (rows) return;
   rows = arena::Array<Block>(static_cast<size_t>(rows_ * width));
   runtime_.for_rows(rows_, columns_, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) round(t, x_ + t * columns_, rows->data() + t * width);
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t row = order_.empty() ? t : order_[t];
+      round(t, x_ + row * columns_, rows->data() + t * width);
+    }
   });
 }
 
@@ -24,7 +27,10 @@ void Activations::prepare(InputForm form, const quant::PanelMatrix& weight, int6
   const kernels::Table& table = *runtime_.kernels;
   const bool many = rows >= table.many_rows_fixed;
   switch (form) {
-    case InputForm::f32: break;
+    case InputForm::f32:
+      if (!order_.empty())
+        make(f32_, columns_, [&](int64_t, const float* x, float* y) { std::copy_n(x, columns_, y); });
+      break;
     case InputForm::fixed16: {
       const bool other = table.takes_many_fixed16(weight.dtype, many);
       make_fixed(fixed16_[other], [&](const float* x, kernels::Fixed16* y) {
@@ -53,7 +59,7 @@ void Activations::bind(InputForm form, int64_t first, int64_t column, kernels::L
   args.many = args.rows >= (form == InputForm::f32 ? table.many_rows : table.many_rows_fixed);
   switch (form) {
     case InputForm::f32:
-      args.x = x_ + first * columns_ + column;
+      args.x = (f32_ ? f32_->data() : x_) + first * columns_ + column;
       args.x_stride = columns_;
       break;
     case InputForm::fixed16: {
@@ -146,7 +152,7 @@ void multiply(const Runtime& runtime, std::span<const Product> products) {
 std::vector<Tensor> linear(const Tensor& x, std::initializer_list<const Linear*> layers) {
   const Runtime& runtime = *(*layers.begin())->runtime;
   const int64_t rows = x.shape()[0];
-  Activations activations(runtime, x.data(), rows, x.row_size());
+  Activations activations(runtime, x);
   std::vector<Tensor> results;
   std::vector<Product> products;
   for (const Linear* layer : layers) {

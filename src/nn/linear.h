@@ -46,8 +46,15 @@ struct SwitchGLU {
 class Activations {
  public:
   /// x: [rows, columns], kept alive by the caller.
-  Activations(const Runtime& runtime, const float* x, int64_t rows, int64_t columns)
-      : runtime_(runtime), x_(x), rows_(rows), columns_(columns) {}
+  Activations(const Runtime& runtime, const Tensor& x)
+      : runtime_(runtime), x_(x.data()), rows_(x.shape()[0]), columns_(x.row_size()) {}
+  /// Row i is row order[i] of x. Both are kept alive by the caller.
+  Activations(const Runtime& runtime, const Tensor& x, std::span<const int32_t> order)
+      : runtime_(runtime),
+        x_(x.data()),
+        order_(order),
+        rows_(static_cast<int64_t>(order.size())),
+        columns_(x.row_size()) {}
 
   /// Makes the form for products of `rows` rows with a weight unless it is there.
   void prepare(InputForm form, const quant::PanelMatrix& weight, int64_t rows);
@@ -74,8 +81,10 @@ class Activations {
   int64_t even_columns() const { return (columns_ + 1) / 2 * 2; }
 
   const Runtime& runtime_;
-  const float* x_;
-  int64_t rows_, columns_;
+  const float* x_;                      // [*, columns]
+  std::span<const int32_t> order_;      // [T], or empty: as they lie
+  int64_t rows_, columns_;              // T
+  Rows<float> f32_;                     // [T, columns]; of rows in an order
   Fixed<kernels::Fixed16> fixed16_[2];  // by takes_many_fixed16
   Fixed<kernels::Fixed8> fixed8_[2];    // by takes_many_fixed8
   Rows<uint16_t> bf16_;                 // [T, even_columns]

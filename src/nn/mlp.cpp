@@ -25,18 +25,22 @@ void route_row(std::span<const float> logits, int64_t chosen, std::span<float> w
 // The (row, expert) pairs of a pass, sorted by expert, then row.
 struct Dispatch {
   std::vector<int32_t> rows;   // [pairs]
-  std::vector<float> weights;  // [pairs]
   std::vector<int64_t> first;  // [E + 1]: pairs of expert e are first[e] .. first[e + 1]
+  std::vector<int64_t> pair;   // [T, E]: of a row and an expert; -1: not chosen
+
+  int64_t experts() const { return static_cast<int64_t>(first.size()) - 1; }
 };
 
 Dispatch dispatch(const Tensor& weights) {
+  const int64_t experts = weights.shape()[1];
   Dispatch plan;
-  for (int64_t e = 0; e < weights.shape()[1]; ++e) {
+  plan.pair.assign(static_cast<size_t>(weights.shape()[0] * experts), -1);
+  for (int64_t e = 0; e < experts; ++e) {
     plan.first.push_back(static_cast<int64_t>(plan.rows.size()));
     for (int64_t t = 0; t < weights.shape()[0]; ++t) {
       if (weights.row(t)[e] == 0.0F) continue;
+      plan.pair[t * experts + e] = static_cast<int64_t>(plan.rows.size());
       plan.rows.push_back(static_cast<int32_t>(t));
-      plan.weights.push_back(weights.row(t)[e]);
     }
   }
   plan.first.push_back(static_cast<int64_t>(plan.rows.size()));
@@ -57,10 +61,11 @@ void add_products(const Dispatch& plan, const Runtime& runtime, const quant::Pac
 }
 
 // Shows the pairs of an inner site spread over [T, E, width]; what an observer changes is gathered again.
-void show_pairs(const Dispatch& plan, int64_t rows, Tensor& pairs, int layer, Site site, Taps& tap) {
+void show_pairs(const Dispatch& plan, Tensor& pairs, int layer, Site site, Taps& tap) {
   if (tap.inner(site) == Interest::none) return;
   const int64_t width = pairs.row_size();
-  const auto experts = static_cast<int64_t>(plan.first.size()) - 1;
+  const int64_t experts = plan.experts();
+  const int64_t rows = static_cast<int64_t>(plan.pair.size()) / experts;
   Tensor spread = Tensor::zeros({rows, experts, width});
   const auto place = [&](int64_t e, int64_t p) { return spread.row(plan.rows[p]) + e * width; };
   for (int64_t e = 0; e < experts; ++e) {
@@ -71,6 +76,26 @@ void show_pairs(const Dispatch& plan, int64_t rows, Tensor& pairs, int layer, Si
   for (int64_t e = 0; e < experts; ++e) {
     for (int64_t p = plan.first[e]; p < plan.first[e + 1]; ++p) std::copy_n(place(e, p), width, pairs.row(p));
   }
+}
+
+// Each row's experts in ascending order. weights: [T, E]; y: [pairs, hidden] -> [T, hidden].
+Tensor weighted_sum(const Dispatch& plan, const Tensor& weights, const Tensor& y, const Runtime& runtime) {
+  const int64_t experts = plan.experts();
+  const int64_t hidden = y.row_size();
+  Tensor out = Tensor::zeros({weights.shape()[0], hidden});
+  runtime.for_rows(weights.shape()[0], 4 * hidden, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      float* sum = out.row(t);
+      for (int64_t e = 0; e < experts; ++e) {
+        const int64_t pair = plan.pair[t * experts + e];
+        if (pair < 0) continue;
+        const float weight = weights.row(t)[e];
+        const float* part = y.row(pair);
+        for (int64_t d = 0; d < hidden; ++d) sum[d] += weight * part[d];
+      }
+    }
+  });
+  return out;
 }
 
 }  // namespace
@@ -103,43 +128,31 @@ Tensor mlp(const Tensor& x, const Linear& gate, const Linear& up, const Linear& 
 Tensor sparse_moe(const Tensor& x, const Linear& router, const SwitchGLU& experts, int64_t experts_per_token,
                   int layer, Taps& tap) {
   const Runtime& runtime = *experts.runtime;
-  const int64_t rows = x.shape()[0];
-  const int64_t hidden = x.row_size();
   const Tensor logits = tap(layer, Site::router_logits, linear(x, router));
   Tensor weights = route(logits, experts_per_token);
   tap(layer, Site::router_weights, weights);
 
   const Dispatch plan = dispatch(weights);
   const auto pairs = static_cast<int64_t>(plan.rows.size());
-  Tensor gathered({pairs, hidden});
-  for (int64_t p = 0; p < pairs; ++p) std::copy_n(x.row(plan.rows[p]), hidden, gathered.row(p));
-
   std::vector<Product> products;
-  Activations in(runtime, gathered.data(), pairs, hidden);
+  Activations in(runtime, x, plan.rows);
   Tensor gate({pairs, experts.gate->rows()});
   Tensor up({pairs, experts.up->rows()});
   add_products(plan, runtime, *experts.gate, Role::gate, in, gate, products);
   add_products(plan, runtime, *experts.up, Role::up, in, up, products);
   multiply(runtime, products);
-  show_pairs(plan, rows, gate, layer, Site::expert_gate, tap);
-  show_pairs(plan, rows, up, layer, Site::expert_up, tap);
+  show_pairs(plan, gate, layer, Site::expert_gate, tap);
+  show_pairs(plan, up, layer, Site::expert_up, tap);
   Tensor act = swiglu(std::move(gate), up, runtime);
-  show_pairs(plan, rows, act, layer, Site::expert_act, tap);
+  show_pairs(plan, act, layer, Site::expert_act, tap);
 
   products.clear();
-  Activations middle(runtime, act.data(), pairs, act.row_size());
-  Tensor down({pairs, hidden});
-  add_products(plan, runtime, *experts.down, Role::down, middle, down, products);
+  Activations middle(runtime, act);
+  Tensor down({pairs, x.row_size()});
+  add_products(plan, runtime, *experts.down, Role::moe_down, middle, down, products);
   multiply(runtime, products);
-  show_pairs(plan, rows, down, layer, Site::expert_down, tap);
-
-  // Pairs are sorted by expert, so every row adds its experts in ascending order.
-  Tensor out = Tensor::zeros({rows, hidden});
-  for (int64_t p = 0; p < pairs; ++p) {
-    float* sum = out.row(plan.rows[p]);
-    for (int64_t d = 0; d < hidden; ++d) sum[d] += plan.weights[p] * down.row(p)[d];
-  }
-  return tap(layer, Site::moe_out, std::move(out));
+  show_pairs(plan, down, layer, Site::expert_down, tap);
+  return tap(layer, Site::moe_out, weighted_sum(plan, weights, down, runtime));
 }
 
 }  // namespace lockstep::nn

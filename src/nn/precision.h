@@ -9,8 +9,8 @@
 
 namespace lockstep::nn {
 
-/// What a product is for. moe_q and moe_o: q and o of a layer whose feed-forward is a mixture of experts.
-enum class Role : uint8_t { q, k, v, o, moe_q, moe_o, gate, up, down, router, head };
+/// What a product is for. moe_q, moe_o and moe_down: of a layer whose feed-forward is a mixture of experts.
+enum class Role : uint8_t { q, k, v, o, moe_q, moe_o, gate, up, down, moe_down, router, head };
 
 /// The form in which a product takes its inputs.
 enum class InputForm : uint8_t {
@@ -21,10 +21,11 @@ enum class InputForm : uint8_t {
 };
 
 /// The policy of `fast` for weights of integers: 8 bits where that does little harm. Keys and values are kept
-/// for the whole context, a router decides, and so does the attention before it, whose errors change what it
-/// chooses (more than half of all error in a mixture); the head is the last word: these take 16. With 16 for
-/// `down` too SmolLM2 would have a quarter less error (bench/accuracy), still more than exact, at a fifth
-/// less speed. Where the processor gains nothing by 8 bits (`Table::narrow_bits`) they are not taken.
+/// for the whole context; a router decides, and so do the attention before it and the experts of the layer
+/// before, whose errors change what it chooses (more than half of all error in a mixture); the head is the
+/// last word: these take 16. Experts' `down` in 16 bits halves a Mixtral's error for an eighth of its speed
+/// in prefill; elsewhere it would take off a quarter, still more than exact, for a fifth (bench/accuracy).
+/// Where the processor gains nothing by 8 bits (`Table::narrow_bits`) they are not taken.
 constexpr bool takes_8_bits(Role role) {
   return role == Role::q || role == Role::o || role == Role::gate || role == Role::up || role == Role::down;
 }
