@@ -100,7 +100,8 @@ TEST(Diff, CleanRunsOfEveryPolicyRaiseNoAlarm) {
                                         {Precision::exact, KvType::f32},
                                         {Precision::exact, KvType::f16},
                                         {Precision::fast, KvType::f32},
-                                        {Precision::fast, KvType::f16}}) {
+                                        {Precision::fast, KvType::f16},
+                                        {Precision::fast, KvType::i16}}) {
       const std::string policy = std::string(precision_name(precision)) + "/" + std::string(kv_type_name(kv));
       const Floor floor(entry.path() / "floor.json", policy);
       for (const kernels::Table* table : kernels::available()) {

@@ -1,9 +1,9 @@
 """The noise floor of a model: how far variants of the reference are from it, site by site.
 
 Truth is the reference in f64. Variants: f32, and f32 with every input of the model perturbed by half a unit in the last
-place; for the declared policies also K and V rounded to f16, and the inputs of products rounded as rounding.py says. The
-distance is the relative L2 error of a row; the floor is the largest over rows, steps and variants. All take the experts
-that the truth chose.
+place; for the declared policies also K and V rounded to f16, and the inputs of products, or attention, rounded as
+rounding.py says. The distance is the relative L2 error of a row; the floor is the largest over rows, steps and variants.
+All take the experts that the truth chose.
 """
 import sys
 
@@ -12,8 +12,7 @@ import torch
 
 from .transformers_engine import in_f64, run
 
-POLICIES = {f"{precision}/{kv}": (precision, kv == "f16")
-            for precision in ("f32", "exact", "fast", "bf16", "q8") for kv in ("f32", "f16")}
+POLICIES = [(precision, kv) for precision in ("f32", "exact", "fast", "bf16", "q8") for kv in ("f32", "f16")] + [("fast", "i16")]
 
 
 def collect(model, taps, prompt, fed, wanted):
@@ -36,7 +35,7 @@ def distance(got, truth):
 
 def measure(model, taps, sequences, wanted=lambda layer, site: True):
     """sequences: [(prompt, fed)]. -> {policy: {"prefill"|"decode": {"L00.q_rope": floor}}}"""
-    floors = {policy: {"prefill": {}, "decode": {}} for policy in POLICIES}
+    floors = {f"{precision}/{kv}": {"prefill": {}, "decode": {}} for precision, kv in POLICIES}
     passes = len(sequences) * (1 + 2 * len(POLICIES))
     done = 0
 
@@ -50,7 +49,7 @@ def measure(model, taps, sequences, wanted=lambda layer, site: True):
         taps.choices = {}    # made by the first run, the truth; the others take them, as ties may fall either way
         with in_f64(model):
             truth = next_pass()
-        for policy, (taps.precision, taps.round_kv) in POLICIES.items():
+        for taps.precision, taps.kv_type in POLICIES:
             variants = [next_pass()]
             with torch.no_grad():
                 table = model.model.embed_tokens.weight
@@ -60,8 +59,8 @@ def measure(model, taps, sequences, wanted=lambda layer, site: True):
                 variants.append(next_pass())
                 table.copy_(kept)
             for got in variants:
-                add(floors[policy], got, truth)
-        taps.precision, taps.round_kv, taps.choices = "f32", False, None
+                add(floors[f"{taps.precision}/{taps.kv_type}"], got, truth)
+        taps.precision, taps.kv_type, taps.choices = "f32", "f32", None
     return floors
 
 

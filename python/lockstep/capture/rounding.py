@@ -1,12 +1,15 @@
-"""How the policies round the inputs of products: by what a product is for and by how its weights are stored.
+"""How the policies round the inputs of products, by what a product is for and by how its weights are stored, and attention.
 
-`exact` and `fast` are lockstep's own (src/nn/precision.h); `bf16` and `q8` are what other engines do, in every product.
+`exact` and `fast` are lockstep's own (src/nn/precision.h), and so are keys and values in `i16` (src/kernels/kernels.h);
+`bf16` and `q8` are what other engines do, in every product.
 """
+import math
+
 import torch
 
 ROLES = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
 TAKES_8_BITS = ("q", "o", "gate", "up", "down")
-BEFORE_ROUTERS = ("q", "o")     # which take 16 where a router follows
+ALTER_CHOICES = ("q", "o", "down")     # which take 16 in a mixture, or routers would choose other experts
 BLOCKS = {"fixed16": (32, 32639), "fixed8": (16, 127), "q8": (32, 127)}    # columns of one scale, largest code
 
 
@@ -17,7 +20,7 @@ def input_form(precision, stored, role, mixture=False):
     if precision not in ("exact", "fast"):
         raise ValueError(f"no rounding is known of {precision}")
     if stored == "integers":
-        narrow = role in TAKES_8_BITS and not (mixture and role in BEFORE_ROUTERS)
+        narrow = role in TAKES_8_BITS and not (mixture and role in ALTER_CHOICES)
         return "fixed8" if precision == "fast" and narrow else "fixed16"
     return "bf16" if precision == "fast" and stored == "bf16" and role != "router" else "f32"
 
@@ -34,3 +37,29 @@ def rounded(x, form):
     scale = blocks.abs().amax(-1, keepdim=True) / largest
     codes = torch.where(scale > 0, torch.round(blocks / scale) * scale, blocks)
     return codes.reshape(padded.shape)[..., :x.shape[-1]]
+
+
+LARGEST_VALUE, LARGEST_WEIGHT, TILE = 8191, 4096, 64    # TILE: keys whose weights share a scale
+
+
+def largest_key(head_dim):
+    """So large that products of a head add up in 32 bits."""
+    return min(math.isqrt((2 ** 31 - 1) // head_dim), 2 ** 15 - 1)
+
+
+def rounded_heads(x, largest):
+    """In integers up to `largest`, with a scale for each key, value or query of a head. x: [..., D]"""
+    scale = x.abs().amax(-1, keepdim=True) / largest
+    return torch.where(scale > 0, torch.round(x / scale) * scale, x)
+
+
+def rounded_weights(probs, value, first):
+    """Weights times the scales of their values in integers, with a scale for each tile, counted from position 0.
+    probs: [B, H, T, K]; value: [B, H, K, D], of the positions from `first` on."""
+    sizes = value.abs().amax(-1)[..., None, :]
+    keys = probs.shape[-1]
+    before, behind = first % TILE, -(first + keys) % TILE
+    tiles = torch.nn.functional.pad(probs * sizes, (before, behind)).unflatten(-1, (-1, TILE))
+    scale = tiles.amax(-1, keepdim=True) / LARGEST_WEIGHT
+    whole = torch.where(scale > 0, torch.round(tiles / scale) * scale, tiles).flatten(-2)[..., before:before + keys]
+    return torch.where(sizes > 0, whole / sizes, probs)

@@ -25,7 +25,7 @@ class Taps:
 
     def __init__(self, model, formats):
         self.model, self.formats, self.sink, self.layer = model, formats, None, None
-        self.precision, self.round_kv, self.fault = "f32", False, None
+        self.precision, self.kv_type, self.fault = "f32", "f32", None
         self.choices = None            # of experts, to be taken instead of the router's: {(first position, layer): [T, k]}
         self.first = 0                 # position of the first row of this pass
         config = model.config
@@ -127,8 +127,12 @@ def plain_attention(module, query, key, value, attention_mask, scaling, dropout=
     """Eager attention in the dtype it is given. query: [B, H, T, D], key, value: [B, Hkv, K, D], the newest last.
     -> [B, T, H, D], None"""
     taps = module.lockstep_taps
-    if taps.round_kv:
+    if taps.kv_type == "f16":
         key, value = (x.to(torch.float16).to(x.dtype) for x in (key, value))
+    if taps.kv_type == "i16":
+        largest = rounding.largest_key(key.shape[-1])
+        query, key = (rounding.rounded_heads(x, largest) for x in (query, key))
+        value = rounding.rounded_heads(value, rounding.LARGEST_VALUE)
     rows, keys = query.shape[2], key.shape[2]
     for site, x in (("k_cache", key), ("v_cache", value)):
         taps.emit_rows(site, x[:, :, keys - rows:], transposed=True)
@@ -146,6 +150,8 @@ def plain_attention(module, query, key, value, attention_mask, scaling, dropout=
     forgotten = taps.first + rows - keys    # positions before those that the cache still holds
     for site, x in (("scores", shown), ("probs", probs)):
         taps.emit_rows(site, torch.nn.functional.pad(x, (forgotten, 0)), transposed=True)
+    if taps.kv_type == "i16":
+        probs = rounding.rounded_weights(probs, value, forgotten)
     return (probs @ value).transpose(1, 2).contiguous(), None
 
 
