@@ -56,7 +56,7 @@ struct LinearArgs {
 struct AttentionPart {
   float* peak = nullptr;   // [queries]: largest score, -inf where no key was seen
   float* total = nullptr;  // [queries]: sum of exp(score - peak)
-  float* out = nullptr;    // [queries, D]: sum of exp(score - peak) * value
+  float* out = nullptr;    // [queries, D]: sum of exp(score - peak) * value; undefined where no key was seen
 };
 
 /// How the elements of a tile are kept. i16: integers with a scale a key, neighbours in pairs, as products of
@@ -149,8 +149,8 @@ struct Table {
   /// Rounds n values to integers of magnitude `largest` or less, y[i] ~ x[i] / scale, and writes a zero
   /// behind an odd number. Returns the scale: NaN where a value is not finite or larger than 2^118.
   float (*to_i16)(const float* x, int64_t n, int32_t largest, int16_t* y);
-  /// Merges a part into what was there before it (peak -inf, total and out 0 at the start). Parts come in
-  /// ascending order of their keys; a query that saw none in the part is left alone.
+  /// Merges a part into what was there before it. Parts come in ascending order of their keys; a query that
+  /// saw none in the part is left alone.
   void (*attention_merge)(const AttentionPart& part, int64_t queries, int64_t head_dim,
                           const AttentionPart& into);
   /// f16 to f32 and back (round to nearest even); n elements.

@@ -1,7 +1,6 @@
 #include "nn/attention.h"
 
 #include <algorithm>
-#include <limits>
 #include <memory>
 #include <vector>
 
@@ -27,15 +26,10 @@ struct Item {
   int64_t kv_head;
 };
 
-// Attention of Q queries to some keys.
+// Attention of Q queries to some keys; undefined where nothing has been written.
 struct Part {
   Part(int64_t queries, int64_t dim) : peak({queries}), total({queries}), out({queries, dim}) {}
 
-  void clear() {
-    std::ranges::fill(peak.values(), -std::numeric_limits<float>::infinity());
-    std::ranges::fill(total.values(), 0.0F);
-    std::ranges::fill(out.values(), 0.0F);
-  }
   kernels::AttentionPart view() { return {peak.data(), total.data(), out.data()}; }
 
   Tensor peak, total;  // [Q]
@@ -90,16 +84,13 @@ class Attend {
 
   int64_t queries() const { return queries_; }
 
-  // Merges the tiles of one block among themselves, then into `into`.
-  void block(int64_t index, const kernels::AttentionPart& into) {
-    block_.clear();
-    const int64_t from = std::max(tiles_.first, index * kTilesTogether);
-    const int64_t to = std::min(tiles_.last, (index + 1) * kTilesTogether - 1);
-    for (int64_t tile = from; tile <= to; ++tile) {
-      one_tile(tile);
-      kernels_.attention_merge(tile_.view(), queries_, dim_, block_.view());
+  // Blocks [first, last], one after the other.
+  void blocks(int64_t first, int64_t last, Part& into) {
+    block(first, into);
+    for (int64_t b = first + 1; b <= last; ++b) {
+      block(b, block_);
+      kernels_.attention_merge(block_.view(), queries_, dim_, into.view());
     }
-    kernels_.attention_merge(block_.view(), queries_, dim_, into);
   }
 
  private:
@@ -114,9 +105,20 @@ class Attend {
       q_scale_[i] = kernels_.to_i16(q_.row(i), dim_, largest, &q_i16_[i * stride]);
   }
 
-  void one_tile(int64_t tile) {
+  // The tiles of one block, merged among themselves.
+  void block(int64_t index, Part& into) {
+    const int64_t from = std::max(tiles_.first, index * kTilesTogether);
+    const int64_t to = std::min(tiles_.last, (index + 1) * kTilesTogether - 1);
+    one_tile(from, into);
+    for (int64_t tile = from + 1; tile <= to; ++tile) {
+      one_tile(tile, tile_);
+      kernels_.attention_merge(tile_.view(), queries_, dim_, into.view());
+    }
+  }
+
+  void one_tile(int64_t tile, Part& into) {
     kernels::AttentionTileArgs args;
-    static_cast<kernels::AttentionPart&>(args) = tile_.view();
+    static_cast<kernels::AttentionPart&>(args) = into.view();
     args.queries = queries_;
     args.head_dim = dim_;
     args.q = q_.data();
@@ -161,8 +163,10 @@ void write_out(const Item& item, const Part& part, int64_t group, const Runtime&
     float* result =
         out.row(item.run->first_row + item.first_row + i / group) + (item.kv_head * group + i % group) * dim;
     const float total = part.total.data()[i];
-    // Where no key was seen, 0 / 1.
-    runtime.kernels->divide(part.out.row(i), total == 0.0F ? 1.0F : total, dim, result);
+    if (total == 0.0F)
+      std::fill_n(result, dim, 0.0F);  // no key was seen
+    else
+      runtime.kernels->divide(part.out.row(i), total, dim, result);
   }
 }
 
@@ -192,8 +196,7 @@ Tensor attend(const std::vector<Item>& items, const Tensor& q, int64_t layer, fl
     const Item& item = items[piece.item];
     Attend at_work(item, q, layer, scale, runtime);
     auto part = std::make_unique<Part>(at_work.queries(), dim);
-    part->clear();
-    for (int64_t b = piece.first_block; b <= piece.last_block; ++b) at_work.block(b, part->view());
+    at_work.blocks(piece.first_block, piece.last_block, *part);
     if (first_piece[piece.item + 1] - first_piece[piece.item] == 1)
       write_out(item, *part, group_of(item, q), runtime, out);
     else

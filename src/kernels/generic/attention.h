@@ -289,16 +289,20 @@ void attention_merge(const AttentionPart& part, int64_t queries, int64_t head_di
     for (int64_t i = first; i < first + count; ++i) {
       // A sum of exponentials holds a 1: it is 0 only where no key was seen.
       if (part.total[i] == 0.0F) continue;
-      const bool none = into.peak[i] == -std::numeric_limits<float>::infinity();
-      const float keep = none ? 0.0F : keeps[i - first], take = takes[i - first];
-      into.total[i] = into.total[i] * keep + part.total[i] * take;
       float* sums = into.out + i * head_dim;
       const float* added_sums = part.out + i * head_dim;
-      for (int64_t d = 0; d < head_dim; d += kLanes) {
-        const int64_t left = head_dim - d;
-        store_part(
-            sums + d, left,
-            load_part(sums + d, left, 0) * set1(keep) + load_part(added_sums + d, left, 0) * set1(take));
+      if (into.total[i] == 0.0F) {
+        into.total[i] = part.total[i];
+        std::copy_n(added_sums, head_dim, sums);
+      } else {
+        const float keep = keeps[i - first], take = takes[i - first];
+        into.total[i] = into.total[i] * keep + part.total[i] * take;
+        for (int64_t d = 0; d < head_dim; d += kLanes) {
+          const int64_t left = head_dim - d;
+          store_part(
+              sums + d, left,
+              load_part(sums + d, left, 0) * set1(keep) + load_part(added_sums + d, left, 0) * set1(take));
+        }
       }
       into.peak[i] = tops[i - first];
     }
