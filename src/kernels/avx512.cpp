@@ -21,8 +21,8 @@ namespace {
 
 constexpr std::string_view kName = "avx512";
 constexpr int kRowTile = 8;         // rows of activations that share an unpacked weight, f32
-constexpr int kRowTileFixed = 16;   // the same in fixed point,
-constexpr int kRowTilePlanes = 16;  // and where a row has two planes
+constexpr int kRowTileFixed = 32;   // the same in fixed point,
+constexpr int kRowTilePlanes = 32;  // and where a row has two planes
 constexpr bool kRowsInTurn = true;  // each meets a block of codes before the next block is taken
 constexpr int kFewWideBits = 8;     // the widest codes that few rows of 16 bits multiply in two planes
 constexpr int kManyTileWide = 8;    // the same where there are many rows, in 16 bits: one sum,

@@ -21,11 +21,12 @@ enum class InputForm : uint8_t {
 };
 
 /// The policy of `fast` for weights of integers: 8 bits where that does little harm. Keys and values are kept
-/// for the whole context; a router decides, and so do the attention before it and the experts of the layer
-/// before, whose errors change what it chooses (more than half of all error in a mixture); the head is the
-/// last word: these take 16. Experts' `down` in 16 bits halves a Mixtral's error for an eighth of its speed
-/// in prefill; elsewhere it would take off a quarter, still more than exact, for a fifth (bench/accuracy).
-/// Where the processor gains nothing by 8 bits (`Table::narrow_bits`) they are not taken.
+/// for the whole context; a router decides, and so do the attention before it and the experts' down of the
+/// layer before, whose errors change what it chooses (more than half of all error in a mixture); the head is
+/// the last word: these take 16. Experts' down in 16 bits halves a Mixtral's error for an eighth of its speed
+/// in prefill; in a dense SmolLM2 down would take off a quarter of the error, still more than that of exact,
+/// for a fifth of the speed (bench/accuracy). Where the processor gains nothing by 8 bits
+/// (`Table::narrow_bits`) they are not taken.
 constexpr bool takes_8_bits(Role role) {
   return role == Role::q || role == Role::o || role == Role::gate || role == Role::up || role == Role::down;
 }

@@ -211,7 +211,10 @@ std::string policy_summary(const std::string& policy) {
                      : precision == "fast"  ? "inputs of products in 8 bits, 16 bits or bf16, by role"
                      : precision == "exact" ? "inputs of products in 16-bit fixed point"
                                             : "f32 throughout";
-  if (kv != "f32") text += ", keys and values in " + kv;
+  if (kv == "i16")
+    text += ", attention in 16-bit fixed point";
+  else if (kv != "f32")
+    text += ", keys and values in " + kv;
   return text;
 }
 

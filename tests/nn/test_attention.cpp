@@ -31,7 +31,7 @@ struct Sizes {
 };
 const std::vector<Sizes> kSizes = {{6, 2, 64, 150, 0}, {4, 1, 128, 70, 0},  {2, 2, 80, 65, 0},
                                    {3, 3, 20, 64, 0},  {9, 3, 64, 200, 37}, {2, 1, 16, 1030, 0},
-                                   {2, 1, 7, 130, 0},  {2, 1, 256, 40, 0}};
+                                   {2, 1, 7, 130, 0},  {2, 1, 256, 40, 0},  {6, 2, 16, 1100, 9}};
 
 // Rows of one session, all heads of a position together.
 class Attending {
