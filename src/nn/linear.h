@@ -83,7 +83,7 @@ class Activations {
   const Runtime& runtime_;
   const float* x_;                      // [*, columns]
   std::span<const int32_t> order_;      // [T], or empty: as they lie
-  int64_t rows_, columns_;              // T
+  int64_t rows_, columns_;              // rows_: T
   Rows<float> f32_;                     // [T, columns]; of rows in an order
   Fixed<kernels::Fixed16> fixed16_[2];  // by takes_many_fixed16
   Fixed<kernels::Fixed8> fixed8_[2];    // by takes_many_fixed8

@@ -23,7 +23,7 @@ enum class InputForm : uint8_t {
 /// The policy of `fast` for weights of integers: 8 bits where that does little harm. Keys and values are kept
 /// for the whole context; a router decides, and so do the attention before it and the experts' down of the
 /// layer before, whose errors change what it chooses (more than half of all error in a mixture); the head is
-/// the last word: these take 16. Experts' down in 16 bits halves a Mixtral's error for an eighth of its speed
+/// the last word: these take 16. Experts' down in 16 bits halves a Mixtral's error for a tenth of its speed
 /// in prefill; in a dense SmolLM2 down would take off a quarter of the error, still more than that of exact,
 /// for a fifth of the speed (bench/accuracy). Where the processor gains nothing by 8 bits
 /// (`Table::narrow_bits`) they are not taken.

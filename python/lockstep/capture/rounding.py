@@ -25,6 +25,12 @@ def input_form(precision, stored, role, mixture=False):
     return "bf16" if precision == "fast" and stored == "bf16" and role != "router" else "f32"
 
 
+def in_integers(x, largest):
+    """Multiples of a scale for each row, of magnitude `largest` or less. x: [..., columns]"""
+    scale = x.abs().amax(-1, keepdim=True) / largest
+    return torch.where(scale > 0, torch.round(x / scale) * scale, x)
+
+
 def rounded(x, form):
     """x: [..., columns]"""
     if form == "f32":
@@ -34,9 +40,7 @@ def rounded(x, form):
     columns, largest = BLOCKS[form]
     padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % columns))
     blocks = padded.reshape(*padded.shape[:-1], -1, columns)
-    scale = blocks.abs().amax(-1, keepdim=True) / largest
-    codes = torch.where(scale > 0, torch.round(blocks / scale) * scale, blocks)
-    return codes.reshape(padded.shape)[..., :x.shape[-1]]
+    return in_integers(blocks, largest).reshape(padded.shape)[..., :x.shape[-1]]
 
 
 LARGEST_VALUE, LARGEST_WEIGHT, TILE = 8191, 4096, 64    # TILE: keys whose weights share a scale
@@ -47,12 +51,6 @@ def largest_key(head_dim):
     return min(math.isqrt((2 ** 31 - 1) // head_dim), 2 ** 15 - 1)
 
 
-def rounded_heads(x, largest):
-    """In integers up to `largest`, with a scale for each key, value or query of a head. x: [..., D]"""
-    scale = x.abs().amax(-1, keepdim=True) / largest
-    return torch.where(scale > 0, torch.round(x / scale) * scale, x)
-
-
 def rounded_weights(probs, value, first):
     """Weights times the scales of their values in integers, with a scale for each tile, counted from position 0.
     probs: [B, H, T, K]; value: [B, H, K, D], of the positions from `first` on."""
@@ -60,6 +58,5 @@ def rounded_weights(probs, value, first):
     keys = probs.shape[-1]
     before, behind = first % TILE, -(first + keys) % TILE
     tiles = torch.nn.functional.pad(probs * sizes, (before, behind)).unflatten(-1, (-1, TILE))
-    scale = tiles.amax(-1, keepdim=True) / LARGEST_WEIGHT
-    whole = torch.where(scale > 0, torch.round(tiles / scale) * scale, tiles).flatten(-2)[..., before:before + keys]
+    whole = in_integers(tiles, LARGEST_WEIGHT).flatten(-2)[..., before:before + keys]
     return torch.where(sizes > 0, whole / sizes, probs)

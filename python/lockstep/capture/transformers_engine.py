@@ -131,8 +131,8 @@ def plain_attention(module, query, key, value, attention_mask, scaling, dropout=
         key, value = (x.to(torch.float16).to(x.dtype) for x in (key, value))
     if taps.kv_type == "i16":
         largest = rounding.largest_key(key.shape[-1])
-        query, key = (rounding.rounded_heads(x, largest) for x in (query, key))
-        value = rounding.rounded_heads(value, rounding.LARGEST_VALUE)
+        query, key = (rounding.in_integers(x, largest) for x in (query, key))
+        value = rounding.in_integers(value, rounding.LARGEST_VALUE)
     rows, keys = query.shape[2], key.shape[2]
     for site, x in (("k_cache", key), ("v_cache", value)):
         taps.emit_rows(site, x[:, :, keys - rows:], transposed=True)
