@@ -141,6 +141,10 @@ struct Table {
   void (*silu_mul)(const float* gate, const float* up, float* out, int64_t n);
   /// x += y
   void (*add)(float* x, const float* y, int64_t n);
+  /// x += factor * y, the product rounded
+  void (*add_scaled)(float* x, const float* y, float factor, int64_t n);
+  /// y = factor * x
+  void (*scale)(const float* x, float factor, int64_t n, float* y);
   /// y = x / divisor
   void (*divide)(const float* x, float divisor, int64_t n, float* y);
   /// Scores, weights and weighted values of one tile; keys and head_dim in ascending order. Of i16 scores

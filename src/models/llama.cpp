@@ -107,7 +107,7 @@ void Llama::layer(int index, Tensor& x, const Batch& batch, const nn::RotaryTabl
 }
 
 Tensor Llama::forward(const Batch& batch, Taps& tap) const {
-  const nn::RotaryTable rotary = rope_.table(batch);
+  const nn::RotaryTable rotary = rope_.table(batch, runtime_);
   Tensor x = tap(kNoLayer, Site::embed, nn::embedding(batch.ids, embed_));
   for (int i = 0; i < static_cast<int>(layers_.size()); ++i) layer(i, x, batch, rotary, tap);
   if (tap.observed()) x = nn::rows(x, batch.logits_rows);

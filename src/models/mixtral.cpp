@@ -134,7 +134,7 @@ void Mixtral::layer(int index, Tensor& x, const Batch& batch, const nn::RotaryTa
 }
 
 Tensor Mixtral::forward(const Batch& batch, Taps& tap) const {
-  const nn::RotaryTable rotary = rope_.table(batch);
+  const nn::RotaryTable rotary = rope_.table(batch, runtime_);
   Tensor x = tap(kNoLayer, Site::embed, nn::embedding(batch.ids, embed_));
   for (int i = 0; i < static_cast<int>(layers_.size()); ++i) layer(i, x, batch, rotary, tap);
   if (tap.observed()) x = nn::rows(x, batch.logits_rows);

@@ -73,7 +73,7 @@ class Attend {
     const int64_t row = item.run->first_row + item.first_row;
     for (int64_t r = 0; r < item.rows; ++r) {
       const float* heads = q.row(row + r) + kv_head_ * group_ * dim_;
-      for (int64_t i = 0; i < group_ * dim_; ++i) q_.data()[r * group_ * dim_ + i] = heads[i] * scale;
+      kernels_.scale(heads, scale, group_ * dim_, q_.row(r * group_));
     }
     if (converts_) {
       k_ = Tensor({dim_, kTile});

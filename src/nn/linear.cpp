@@ -167,9 +167,10 @@ std::vector<Tensor> linear(const Tensor& x, std::initializer_list<const Linear*>
   for (const Linear* layer : layers) {
     Tensor& y = results[index++];
     if (layer->bias.empty()) continue;
-    for (int64_t t = 0; t < rows; ++t) {
-      runtime.kernels->add(y.row(t), layer->bias.data(), layer->out_features());
-    }
+    runtime.for_rows(rows, layer->out_features(), [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t)
+        runtime.kernels->add(y.row(t), layer->bias.data(), layer->out_features());
+    });
   }
   return results;
 }
@@ -178,9 +179,9 @@ Tensor linear(const Tensor& x, const Linear& layer) { return std::move(linear(x,
 
 Tensor embedding(std::span<const int32_t> ids, const Linear& table) {
   Tensor x({static_cast<int64_t>(ids.size()), table.in_features()});
-  for (size_t i = 0; i < ids.size(); ++i) {
-    table.weight->row(ids[i], x.row(static_cast<int64_t>(i)));
-  }
+  table.runtime->for_rows(x.shape()[0], 4 * table.in_features(), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) table.weight->row(ids[t], x.row(t));
+  });
   return x;
 }
 

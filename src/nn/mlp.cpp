@@ -89,9 +89,7 @@ Tensor weighted_sum(const Dispatch& plan, const Tensor& weights, const Tensor& y
       for (int64_t e = 0; e < experts; ++e) {
         const int64_t pair = plan.pair[t * experts + e];
         if (pair < 0) continue;
-        const float weight = weights.row(t)[e];
-        const float* part = y.row(pair);
-        for (int64_t d = 0; d < hidden; ++d) sum[d] += weight * part[d];
+        runtime.kernels->add_scaled(sum, y.row(pair), weights.row(t)[e], hidden);
       }
     }
   });

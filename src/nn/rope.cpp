@@ -142,18 +142,21 @@ std::vector<float> RoPE::stretched(int64_t context) const {
   return frequencies(base_ * power, static_cast<int64_t>(dims));
 }
 
-RotaryTable RoPE::table(const Batch& batch) const {
+RotaryTable RoPE::table(const Batch& batch, const Runtime& runtime) const {
   RotaryTable table{Tensor({batch.rows(), pairs()}), Tensor({batch.rows(), pairs()})};
   for (const Run& run : batch.runs) {
     const std::vector<float> inverse = stretched(run.context);
-    for (int64_t t = run.first_row; t < run.first_row + run.rows; ++t) {
-      const auto position = static_cast<float>(batch.positions[t]);
-      for (int64_t i = 0; i < pairs(); ++i) {
-        const double angle = position * inverse[i];
-        table.cosine.row(t)[i] = static_cast<float>(std::cos(angle)) * attention_factor_;
-        table.sine.row(t)[i] = static_cast<float>(std::sin(angle)) * attention_factor_;
+    constexpr int64_t kWork = 100;  // a sine and a cosine
+    runtime.for_rows(run.rows, kWork * pairs(), [&](int64_t begin, int64_t end) {
+      for (int64_t t = run.first_row + begin; t < run.first_row + end; ++t) {
+        const auto position = static_cast<float>(batch.positions[t]);
+        for (int64_t i = 0; i < pairs(); ++i) {
+          const double angle = position * inverse[i];
+          table.cosine.row(t)[i] = static_cast<float>(std::cos(angle)) * attention_factor_;
+          table.sine.row(t)[i] = static_cast<float>(std::sin(angle)) * attention_factor_;
+        }
       }
-    }
+    });
   }
   return table;
 }

@@ -29,7 +29,7 @@ class RoPE {
 
   /// cos and sin of position * inverse frequency; the product is taken in f32, and both are rounded
   /// once. `dynamic` stretches each session by the context it has declared.
-  RotaryTable table(const Batch& batch) const;
+  RotaryTable table(const Batch& batch, const Runtime& runtime) const;
 
   /// Pairs of dimensions that are rotated.
   int64_t pairs() const { return static_cast<int64_t>(inverse_.size()); }

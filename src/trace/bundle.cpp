@@ -261,7 +261,7 @@ Tensor run_rope(const Reader& bundle, const nn::Runtime& runtime) {
   require(static_cast<int64_t>(batch.positions.size()) == x.shape()[0], bundle, "positions");
   batch.ids.resize(batch.positions.size());
   batch.runs.push_back({nullptr, 0, x.shape()[0], batch.positions[0], bundle.get<int64_t>("context")});
-  nn::rotate(x, rope.table(batch), runtime);
+  nn::rotate(x, rope.table(batch, runtime), runtime);
   return x;
 }
 

@@ -33,6 +33,8 @@ constexpr Table make_table() {
       .rotate_pairs = rotate_pairs,
       .silu_mul = silu_mul,
       .add = add,
+      .add_scaled = add_scaled,
+      .scale = scale,
       .divide = divide,
       .attention_tile = attention_tile,
       .to_i16 = to_i16,

@@ -70,16 +70,17 @@ inline void clear(typename Form::Sum (&sums)[R][V]) {
   }
 }
 
-// Scores of R queries.
-template <typename Form, int R>
-inline void tile_scores(const AttentionTileArgs& args, int64_t query, F (&score)[R][kTileParts]) {
+// Scores of R queries with the first keys of a tile, kParts times 16.
+template <typename Form, int R, int kParts>
+inline void tile_scores(const AttentionTileArgs& args, int64_t query, F (&score)[R][kParts]) {
+  constexpr int kTogether = std::min(kKeyParts, kParts);
   const int64_t units = (args.head_dim + Form::kTogether - 1) / Form::kTogether;
   const auto* k = static_cast<const std::byte*>(args.tile.k);
   const auto* v = static_cast<const std::byte*>(args.tile.v);
   const auto* q = Form::kIntegers ? reinterpret_cast<const std::byte*>(args.q_i16)
                                   : reinterpret_cast<const std::byte*>(args.q);
-  for (int begin = 0; begin < kTileParts; begin += kKeyParts) {
-    typename Form::Sum sums[R][kKeyParts];
+  for (int begin = 0; begin < kParts; begin += kTogether) {
+    typename Form::Sum sums[R][kTogether];
     clear<Form>(sums);
     // The first queries bring keys and values from memory: values while keys are at work, and so on.
     const bool fetches = query == 0 && begin == 0 && args.next != nullptr;
@@ -93,7 +94,7 @@ inline void tile_scores(const AttentionTileArgs& args, int64_t query, F (&score)
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-      for (int i = 0; i < kKeyParts; ++i) {
+      for (int i = 0; i < kTogether; ++i) {
         if constexpr (Form::kIntegers) {
           const F scale = load(args.tile.k_scale + kLanes * (begin + i)) * set1(args.q_scale[query + r]);
           score[r][begin + i] = to_float(sums[r][i]) * scale;
@@ -107,13 +108,13 @@ inline void tile_scores(const AttentionTileArgs& args, int64_t query, F (&score)
 
 // Scores of R queries become weights, their peak and their sum; 0 for keys that do not count. seen(r, part,
 // x, other): x of keys that count. One step after the other for all queries: each has to wait for its own.
-template <int R, typename Seen>
-inline void weigh(const AttentionTileArgs& args, int64_t query, F (&score)[R][kTileParts], const Seen& seen) {
+template <int R, int kParts, typename Seen>
+inline void weigh(const AttentionTileArgs& args, int64_t query, F (&score)[R][kParts], const Seen& seen) {
   const float lowest = -std::numeric_limits<float>::infinity();
   F peaks[R], totals[R];
   for (int r = 0; r < R; ++r) {
     peaks[r] = set1(lowest);
-    for (int part = 0; part < kTileParts; ++part) {
+    for (int part = 0; part < kParts; ++part) {
       score[r][part] = seen(r, part, score[r][part], set1(lowest));
       peaks[r] = max(peaks[r], score[r][part]);
     }
@@ -122,7 +123,7 @@ inline void weigh(const AttentionTileArgs& args, int64_t query, F (&score)[R][kT
   for (int r = 0; r < R; ++r) {
     const F peak = set1(args.peak[query + r]);
     totals[r] = zero();
-    for (int part = 0; part < kTileParts; ++part) {
+    for (int part = 0; part < kParts; ++part) {
       score[r][part] = seen(r, part, exp(score[r][part] - peak), zero());
       totals[r] = totals[r] + score[r][part];
     }
@@ -132,14 +133,14 @@ inline void weigh(const AttentionTileArgs& args, int64_t query, F (&score)[R][kT
 
 // Weights of R queries times the scales of their values, rounded to integers [R, 64]; scales[r] brings sums
 // back. A weight that is not finite makes its scale NaN.
-template <int R, typename Seen>
-inline void round_weights(const AttentionTileArgs& args, F (&weight)[R][kTileParts], int16_t* words,
+template <int R, int kParts, typename Seen>
+inline void round_weights(const AttentionTileArgs& args, F (&weight)[R][kParts], int16_t* words,
                           float* scales, const Seen& seen) {
   constexpr auto kLargest = static_cast<float>(kLargestWeight);
   F peaks[R];
   for (int r = 0; r < R; ++r) {
     peaks[r] = zero();
-    for (int part = 0; part < kTileParts; ++part) {
+    for (int part = 0; part < kParts; ++part) {
       weight[r][part] = seen(r, part, weight[r][part] * load(args.tile.v_scale + kLanes * part), zero());
       peaks[r] = larger_magnitude(peaks[r], weight[r][part]);
     }
@@ -151,7 +152,7 @@ inline void round_weights(const AttentionTileArgs& args, F (&weight)[R][kTilePar
     inverse[r] = set1(kLargest / peak);
   }
   for (int r = 0; r < R; ++r) {
-    for (int part = 0; part < kTileParts; ++part)
+    for (int part = 0; part < kParts; ++part)
       store_words(words + r * kTileKeys + kLanes * part, round_to_int(weight[r][part] * inverse[r]));
   }
 }
@@ -216,25 +217,20 @@ inline void tile_values(const AttentionTileArgs& args, int64_t query, const type
   }
 }
 
-template <typename Form, int R>
-void tile_queries(const AttentionTileArgs& args, int64_t query) {
-  // Of many rows the first do not see the last's tile.
-  if (std::all_of(args.last + query, args.last + query + R, [](int32_t last) { return last <= 0; })) {
-    std::fill_n(args.peak + query, R, -std::numeric_limits<float>::infinity());
-    std::fill_n(args.total + query, R, 0.0F);
-    return;
-  }
-  F score[R][kTileParts];
+// R queries, none of which sees a key behind the first kParts times 16.
+template <typename Form, int R, int kParts>
+inline void tile_queries(const AttentionTileArgs& args, int64_t query) {
+  F score[R][kParts];
   typename Form::Weight weights[R * kTileKeys];
   float scales[R];
-  tile_scores<Form, R>(args, query, score);
+  tile_scores<Form>(args, query, score);
   for_seen<R>(args, query, [&](const auto& seen) {
-    weigh<R>(args, query, score, seen);
-    if constexpr (Form::kIntegers) round_weights<R>(args, score, weights, scales, seen);
+    weigh(args, query, score, seen);
+    if constexpr (Form::kIntegers) round_weights(args, score, weights, scales, seen);
   });
   if constexpr (!Form::kIntegers) {
     for (int r = 0; r < R; ++r) {
-      for (int part = 0; part < kTileParts; ++part)
+      for (int part = 0; part < kParts; ++part)
         store(weights + r * kTileKeys + kLanes * part, score[r][part]);
     }
   }
@@ -242,6 +238,19 @@ void tile_queries(const AttentionTileArgs& args, int64_t query) {
   for (; d + kValueVectors * kLanes <= args.v_stride; d += kValueVectors * kLanes)
     tile_values<Form, R, kValueVectors>(args, query, weights, scales, d);
   for (; d < args.v_stride; d += kLanes) tile_values<Form, R, 1>(args, query, weights, scales, d);
+}
+
+template <typename Form, int R>
+void tile_queries(const AttentionTileArgs& args, int64_t query) {
+  const int32_t last = *std::max_element(args.last + query, args.last + query + R);
+  if (last <= 0) {  // of many rows the first do not see the last's tile
+    std::fill_n(args.peak + query, R, -std::numeric_limits<float>::infinity());
+    std::fill_n(args.total + query, R, 0.0F);
+  } else if (last <= kTileKeys / 2) {
+    tile_queries<Form, R, kTileParts / 2>(args, query);
+  } else {
+    tile_queries<Form, R, kTileParts>(args, query);
+  }
 }
 
 void attention_tile(const AttentionTileArgs& args) {

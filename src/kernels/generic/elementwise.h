@@ -185,6 +185,15 @@ void add(float* x, const float* y, int64_t n) {
   }
 }
 
+void add_scaled(float* x, const float* y, float factor, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes)
+    store_part(x + i, n - i, load_part(x + i, n - i, 0) + load_part(y + i, n - i, 0) * set1(factor));
+}
+
+void scale(const float* x, float factor, int64_t n, float* y) {
+  for (int64_t i = 0; i < n; i += kLanes) store_part(y + i, n - i, load_part(x + i, n - i, 0) * set1(factor));
+}
+
 void divide(const float* x, float divisor, int64_t n, float* y) {
   for (int64_t i = 0; i < n; i += kLanes)
     store_part(y + i, n - i, load_part(x + i, n - i, 0) / set1(divisor));
