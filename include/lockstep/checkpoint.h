@@ -71,7 +71,6 @@ class Config {
   std::string text(std::string_view key, std::optional<std::string> fallback = {}) const;
   /// A number or a list of numbers, as a list; empty if absent.
   std::vector<int64_t> integers(std::string_view key) const;
-  std::vector<double> numbers(std::string_view key) const;
   std::vector<std::string> texts(std::string_view key) const;
   /// A nested object, e.g. "rope_scaling"; nullptr if absent. Reads inside it are accounted too.
   const Config* object(std::string_view key) const;

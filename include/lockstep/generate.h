@@ -95,7 +95,7 @@ struct Generation {
   std::string finish_reason;  ///< "stop" (end id or stop string) or "length"
   std::vector<Logprobs> logprobs;
   Timings timings;
-  uint64_t logits_hash = 0;  ///< FNV-1a of the last logits' bytes: equal runs, equal hash
+  uint64_t logits_hash = 0;  ///< FNV-1a of the last logits' bytes, NaN being one: equal runs, equal hash
 };
 
 /// Continues `prompt` (the whole sequence; the session reuses what it has). `on_text` gets certain

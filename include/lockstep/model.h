@@ -49,7 +49,7 @@ struct ModelOptions {
   int threads = 0;           ///< 0: as many as the machine gives this process
   std::string config_patch;  ///< JSON that replaces keys of the config (RFC 7396); empty: none
   /// Called with the share of the weights' bytes read so far, 0..1, from the loading thread, until all are
-  /// packed or the first pass is over. It must not use the model.
+  /// packed or the first pass is over; with 1 when `load` returns, too. It must not use the model.
   std::function<void(double)> progress;
   Packing packing = Packing::at_load;
 };
@@ -70,6 +70,8 @@ struct ModelInfo {
   int64_t hidden = 0;
   int64_t heads = 0;
   int64_t vocab = 0;
+  int64_t experts = 0;  ///< 0: no mixture
+  int64_t experts_per_token = 0;
   int64_t context = 0;  ///< positions the model was made for
   int64_t parameters = 0;
   int64_t stored_bytes = 0;              ///< weights as the file holds them
@@ -109,7 +111,7 @@ class Model {
   /// One pass over the rows of a batch; appends to the caches, whose lengths are the caller's to
   /// advance. Returns the logits [rows asked for, vocab]. Error `io` if weights that are not packed yet
   /// cannot be read.
-  Tensor forward(Batch& batch, Taps& taps) const;
+  Tensor forward(const Batch& batch, Taps& taps) const;
 
   struct State;
 

@@ -1,5 +1,5 @@
 // The keys and values of one session. The cache owns layout, element type and window; callers only
-// append rows at positions and read tiles of 64 keys, aligned to position 0, as f32.
+// append rows at positions and read tiles of 64 keys, aligned to position 0, as f32 or as they are stored.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +15,7 @@ namespace lockstep {
 
 class KvCache {
  public:
-  static constexpr int64_t kTile = 64;
+  static constexpr int64_t kTile = kernels::kTileKeys;
 
   KvCache(const CacheShape& shape, KvType type);
   KvCache(const KvCache& other);

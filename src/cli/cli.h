@@ -66,7 +66,9 @@ std::string counted(int64_t count, const std::string& what);
 std::string read_text(const std::string& path);
 /// "1,2,3" as ids. Error naming what is not a number.
 std::vector<int32_t> parse_ids(const std::string& text);
-/// A share of something long, drawn on stderr if that is a terminal. `share` is 0..1.
+/// A share of something long, drawn on stderr if that is a terminal. `share` is 0..1; 1 hides it.
 void show_progress(const std::string& what, double share);
+/// Frees the line of what is drawn, if anything is.
+void hide_progress();
 
 }  // namespace lockstep::cli

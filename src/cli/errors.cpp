@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "cli.h"
+
 namespace lockstep::cli {
 namespace {
 
@@ -171,6 +173,7 @@ void print_error(std::string_view message) {
   constexpr size_t kLongest = 2000;
   std::string line(message.substr(0, kLongest));
   if (line.size() < message.size()) line += "...";
+  hide_progress();
   std::fprintf(stderr, "lockstep: %s\n", printable(std::move(line)).c_str());
 }
 

@@ -1,5 +1,3 @@
-#include <unistd.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
@@ -137,22 +135,6 @@ std::vector<int32_t> parse_ids(const std::string& text) {
 
 std::string counted(int64_t count, const std::string& what) {
   return std::to_string(count) + " " + what + (count == 1 ? "" : "s");
-}
-
-void show_progress(const std::string& what, double share) {
-  constexpr int kWidth = 30;
-  static int shown = -1;
-  if (isatty(STDERR_FILENO) == 0) return;
-  const int percent = static_cast<int>(std::clamp(share, 0.0, 1.0) * 100);
-  if (percent == shown) return;
-  shown = percent;
-  const int filled = percent * kWidth / 100;
-  std::fprintf(stderr, "\r%s [%s%s] %3d %%", what.c_str(), std::string(filled, '#').c_str(),
-               std::string(kWidth - filled, '.').c_str(), percent);
-  if (percent == 100) {
-    std::fprintf(stderr, "\r\033[K");
-    shown = -1;
-  }
 }
 
 }  // namespace lockstep::cli

@@ -23,7 +23,6 @@ std::string in_megabytes(int64_t bytes) {
 
 void run(const Flags& flags) {
   const Checkpoint checkpoint = Checkpoint::open(resolve_model(flags.model));
-  const Config& config = checkpoint.config();
   int64_t parameters = 0;
   int64_t bytes = 0;
   std::map<std::string, int64_t> formats;
@@ -32,36 +31,32 @@ void run(const Flags& flags) {
     bytes += tensor.stored_bytes();
     formats[std::string(dtype_name(tensor.dtype))] += tensor.shape.size();
   }
-  const int64_t heads = config.integer("num_attention_heads");
-  const int64_t kv_heads = config.integer("num_key_value_heads", heads);
-  const int64_t layers = config.integer("num_hidden_layers");
-  const int64_t hidden = config.integer("hidden_size");
-  const int64_t head_dim = config.integer("head_dim", hidden / std::max<int64_t>(heads, 1));
+  // Loading reads every key that matters, and says which it did not.
+  const auto model = open_model(checkpoint.path());
+  const ModelInfo& info = model->info();
+  const CacheShape cache = model->cache_shape();
   std::printf("file          %s (%s)\n", checkpoint.path().c_str(), checkpoint.format().c_str());
   std::printf("architecture  %s\n", printable(checkpoint.architecture()).c_str());
-  std::printf("layers        %lld, hidden %lld, vocabulary %lld\n", static_cast<long long>(layers),
-              static_cast<long long>(hidden), static_cast<long long>(config.integer("vocab_size")));
-  std::printf("heads         %lld query, %lld key/value, dimension %lld\n", static_cast<long long>(heads),
-              static_cast<long long>(kv_heads), static_cast<long long>(head_dim));
-  if (config.has("num_local_experts")) {
-    std::printf("experts       %lld, %lld a token\n",
-                static_cast<long long>(config.integer("num_local_experts")),
-                static_cast<long long>(config.integer("num_experts_per_tok", 2)));
+  std::printf("layers        %lld, hidden %lld, vocabulary %lld\n", static_cast<long long>(info.layers),
+              static_cast<long long>(info.hidden), static_cast<long long>(info.vocab));
+  std::printf("heads         %lld query, %lld key/value, dimension %lld\n",
+              static_cast<long long>(info.heads), static_cast<long long>(cache.kv_heads),
+              static_cast<long long>(cache.head_dim));
+  if (info.experts > 0) {
+    std::printf("experts       %lld, %lld a token\n", static_cast<long long>(info.experts),
+                static_cast<long long>(info.experts_per_token));
   }
   std::printf("context       %lld tokens, KV cache %s a 1000 tokens (f16)\n",
-              static_cast<long long>(config.integer("max_position_embeddings", 2048)),
-              in_megabytes(1000 * layers * kv_heads * head_dim * 2 * 2).c_str());
+              static_cast<long long>(info.context),
+              in_megabytes(1000 * cache.layers * cache.kv_heads * cache.head_dim * 2 * 2).c_str());
   std::printf("parameters    %.1f million in %s\n", static_cast<double>(parameters) * 1e-6,
               in_megabytes(bytes).c_str());
   for (const auto& [format, count] : formats) {
     std::printf("  %-11s %.1f million\n", format.c_str(), static_cast<double>(count) * 1e-6);
   }
-  // Loading reads every key that matters, and says which it did not.
-  const auto model = open_model(checkpoint.path());
   std::printf("tokenizer     %s, chat template %s\n", model->has_tokenizer() ? "yes" : "no",
               model->chat_template() != nullptr ? "yes" : "no");
-  for (const std::string& key : model->info().unread_keys)
-    std::printf("unread key    %s\n", printable(key).c_str());
+  for (const std::string& key : info.unread_keys) std::printf("unread key    %s\n", printable(key).c_str());
   if (!flags.tensors) return;
   for (const StoredTensor& tensor : checkpoint.tensors()) {
     std::printf("%-8s %-20s %s\n", std::string(dtype_name(tensor.dtype)).c_str(), tensor.shape.str().c_str(),

@@ -6,7 +6,6 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <thread>
 
 #include "cli.h"
 #include "errors.h"
@@ -75,10 +74,15 @@ std::pair<int, int> parse_layers(const std::string& text) {
   return {first, last};
 }
 
+bool present(const std::filesystem::path& path) {
+  std::error_code unknown;
+  return std::filesystem::exists(path, unknown);
+}
+
 // Reads the floor beside a reference; false: there is none of this policy.
 bool measured(const std::filesystem::path& reference, const ModelFlags& flags, Floor& floor) {
   try {
-    if (!std::filesystem::exists(reference / "floor.json")) return false;
+    if (!present(reference / "floor.json")) return false;
     floor = Floor(reference / "floor.json", flags.precision + "/" + flags.kv_type);
     return true;
   } catch (const Error& error) {
@@ -139,8 +143,8 @@ void run_trace(const TraceFlags& flags) {
 Floor floor_of(const DiffFlags& flags, const std::string& policy) {
   if (!flags.floor.empty()) return {flags.floor, policy};
   const std::filesystem::path beside = std::filesystem::path(flags.reference) / "floor.json";
-  if (std::filesystem::exists(beside)) return {beside, policy};
-  const bool swapped = std::filesystem::exists(std::filesystem::path(flags.subject) / "floor.json");
+  if (present(beside)) return {beside, policy};
+  const bool swapped = present(std::filesystem::path(flags.subject) / "floor.json");
   if (!flags.policy.empty()) {
     throw Error(ErrorCode::invalid_argument,
                 std::string("[diff] --policy: expected floor.json beside the reference, or --floor, got ") +
@@ -276,7 +280,8 @@ void run_replay(const DiffFlags& flags) {
   or_inconclusive(
       [&] {
         const TraceOptions options = options_of(flags);
-        if (std::filesystem::is_regular_file(flags.reference)) {
+        std::error_code unknown;
+        if (std::filesystem::is_regular_file(flags.reference, unknown)) {
           require_bundle(flags.reference);
           if (!flags.fault.empty() || !flags.site.empty() || !flags.bundle.empty() || !flags.floor.empty()) {
             throw Error(

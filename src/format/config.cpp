@@ -108,15 +108,6 @@ std::vector<int64_t> Config::integers(std::string_view key) const {
   return list;
 }
 
-std::vector<double> Config::numbers(std::string_view key) const {
-  const Json* value = state_->find(key);
-  if (value == nullptr) return {};
-  if (!value->is_array()) return {state_->to_number(key, *value)};
-  std::vector<double> list;
-  for (const Json& each : *value) list.push_back(state_->to_number(key, each));
-  return list;
-}
-
 std::vector<std::string> Config::texts(std::string_view key) const {
   const Json* value = state_->find(key);
   if (value == nullptr) return {};

@@ -1,6 +1,5 @@
 // Hugging Face folders, and those that mlx-lm writes in their image.
 #include <algorithm>
-#include <array>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string>

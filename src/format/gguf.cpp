@@ -201,11 +201,10 @@ Gguf::Gguf(std::span<const std::byte> bytes, const std::string& where) : where_(
   if (magic != kMagic) {
     fail(ErrorCode::format, "[{}: byte 0] magic: expected \"GGUF\", got 0x{:08x}", where, magic);
   }
-  version_ = cursor.read<uint32_t>("version");
-  if (version_ != 2 && version_ != 3) {
+  const auto version = cursor.read<uint32_t>("version");
+  if (version != 2 && version != 3) {
     fail(ErrorCode::unsupported,
-         "[{}: byte 4] version: expected GGUF version 2 or 3 in little-endian order, got {}", where,
-         version_);
+         "[{}: byte 4] version: expected GGUF version 2 or 3 in little-endian order, got {}", where, version);
   }
   const auto tensor_count = cursor.read<uint64_t>("tensor count");
   const auto value_count = cursor.read<uint64_t>("metadata count");

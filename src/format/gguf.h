@@ -35,7 +35,6 @@ class Gguf {
   /// without overlap. Error `format` with the byte offset. `where` names the file.
   Gguf(std::span<const std::byte> bytes, const std::string& where);
 
-  uint32_t version() const { return version_; }
   const std::map<std::string_view, GgufValue>& metadata() const { return metadata_; }
   const std::vector<GgufTensor>& tensors() const { return tensors_; }
 
@@ -51,7 +50,6 @@ class Gguf {
 
  private:
   std::string where_;
-  uint32_t version_ = 0;
   std::map<std::string_view, GgufValue> metadata_;
   std::vector<GgufTensor> tensors_;
 };

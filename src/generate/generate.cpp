@@ -1,8 +1,10 @@
 #include "lockstep/generate.h"
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
-#include <cstring>
+#include <cmath>
+#include <limits>
 
 #include "lockstep/text.h"
 #include "tensor/fail.h"
@@ -18,8 +20,10 @@ double seconds_since(Clock::time_point start) {
 
 uint64_t hash_of(std::span<const float> logits) {
   uint64_t hash = 0xCBF29CE484222325U;
-  for (std::byte byte : std::as_bytes(logits)) {
-    hash = (hash ^ static_cast<uint64_t>(byte)) * 0x100000001B3U;
+  for (const float logit : logits) {
+    // Which of several NaN an instruction passes on is chance.
+    auto bits = std::bit_cast<uint32_t>(std::isnan(logit) ? std::numeric_limits<float>::quiet_NaN() : logit);
+    for (int i = 0; i < 4; ++i, bits >>= 8) hash = (hash ^ (bits & 0xFF)) * 0x100000001B3U;
   }
   return hash;
 }
@@ -42,13 +46,15 @@ class TextStream {
  private:
   bool emit(const std::string& piece) {
     text_ += piece;
-    return piece.empty() || !on_text_ || on_text_(piece);
+    if (!piece.empty() && wanted_ && on_text_) wanted_ = on_text_(piece);
+    return wanted_;
   }
 
   StreamingDetokenizer detokenizer_;
   StopFilter filter_;
   const std::function<bool(std::string_view)>& on_text_;
   std::string& text_;
+  bool wanted_ = true;  // by the caller
 };
 
 }  // namespace
@@ -72,6 +78,7 @@ Generation generate(Session& session, std::span<const int32_t> prompt, const Gen
   result.timings.prefill_tps = computed / seconds_since(start);
 
   auto decode_start = Clock::now();
+  int64_t passes = 0;  // of decode
   for (int64_t n = 0; n < options.max_tokens; ++n) {
     const int32_t id = sampler.sample(logits.values(), session.tokens(), session.length());
     if (std::binary_search(ends.begin(), ends.end(), id)) {
@@ -94,13 +101,12 @@ Generation generate(Session& session, std::span<const int32_t> prompt, const Gen
       decode_start = Clock::now();
     }
     logits = session.append({&id, 1}, taps);
+    ++passes;
   }
   stream.finish();
   if (stream.stopped()) result.finish_reason = "stop";
   const double decode_seconds = seconds_since(decode_start);
-  if (result.ids.size() > 1 && decode_seconds > 0) {
-    result.timings.decode_tps = static_cast<double>(result.ids.size() - 1) / decode_seconds;
-  }
+  if (decode_seconds > 0) result.timings.decode_tps = static_cast<double>(passes) / decode_seconds;
   result.logits_hash = hash_of(logits.values());
   return result;
 }

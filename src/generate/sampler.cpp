@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numeric>
 #include <set>
 
@@ -78,16 +77,18 @@ Sampler::Sampler(const SamplingOptions& options) : options_(options) {
   check(options.min_p >= 0 && options.min_p <= 1, "min_p", "0 to 1", options.min_p);
   check(options.repeat_penalty > 0 && std::isfinite(options.repeat_penalty), "repeat_penalty", "more than 0",
         options.repeat_penalty);
+  check(options.repeat_window >= 0, "repeat_window", "0 or more", static_cast<double>(options.repeat_window));
+  for (const auto& [id, bias] : options.logit_bias) check(!std::isnan(bias), "logit_bias", "numbers", bias);
 }
 
 int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> context,
                         int64_t position) const {
-  if (std::any_of(logits.begin(), logits.end(), [](float x) { return std::isnan(x); })) {
-    fail(ErrorCode::invalid_argument, "[sampling] logits: expected numbers, got NaN");
-  }
   std::vector<float> adjusted(logits.begin(), logits.end());
   for (const auto& [id, bias] : options_.logit_bias) {
     if (id >= 0 && id < static_cast<int64_t>(adjusted.size())) adjusted[id] += bias;
+  }
+  if (std::any_of(adjusted.begin(), adjusted.end(), [](float x) { return std::isnan(x); })) {
+    fail(ErrorCode::invalid_argument, "[sampling] logits: expected numbers, got NaN");
   }
   if (options_.repeat_penalty != 1) {
     const size_t window = std::min(context.size(), static_cast<size_t>(options_.repeat_window));

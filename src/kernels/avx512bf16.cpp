@@ -17,7 +17,7 @@ namespace {
 
 constexpr int64_t kLanes = quant::kPanelRows;
 
-// x: pairs of columns of R rows; at: panels of pairs. acc += pairs of one unit.
+// Products of R rows with P panels, by pairs of columns.
 template <int R, int P>
 void pair_rows(const LinearArgs& args, int64_t panel, int64_t row) {
   const std::byte* at = args.weight->panel(panel);

@@ -1,5 +1,6 @@
 // The one door to code that depends on the processor: a table of coarse functions for each ISA,
-// chosen once. Every function states its arithmetic; all ISAs follow it operation by operation.
+// chosen once. Every function states its arithmetic; all ISAs follow it operation by operation, but that
+// scalar code, without a fused multiply-add, rounds twice.
 //
 // Vectors are thought of as 16 lanes on every ISA (two registers on AVX2, an array in the scalar
 // code), so sums are split the same way everywhere.
@@ -63,6 +64,9 @@ struct AttentionPart {
 /// 16 bits take them.
 enum class TileForm : uint8_t { f32, f16, i16 };
 
+/// Keys of a tile.
+constexpr int64_t kTileKeys = 64;
+
 /// 64 keys and values of one KV head.
 struct KvTile {
   TileForm form = TileForm::f32;
@@ -98,6 +102,9 @@ constexpr int32_t largest_key(int64_t head_dim) {
   return root;
 }
 
+/// Rows whose activations products keep at hand while panels pass by.
+constexpr int64_t kRowsTogether = 128;
+
 struct Table {
   std::string_view isa;
 
@@ -111,7 +118,7 @@ struct Table {
   void (*linear_fixed8)(const LinearArgs& args, int64_t begin, int64_t end);
   int narrow_bits;
   /// From so many rows on it is faster to unpack weights once for all of them (`LinearArgs::many`), for
-  /// products in f32 and in fixed point.
+  /// products in f32 and in fixed point: up to kRowsTogether, or never.
   int64_t many_rows;
   int64_t many_rows_fixed;
   /// Rounds one row of `columns` values to blocks of fixed point. Returns where sums with it start: 0, or NaN
@@ -135,8 +142,6 @@ struct Table {
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* y);
   /// Rotates pairs (x[i], x[i + half]) by the angle whose cosine and sine are given, in place.
   void (*rotate_halves)(float* x, const float* cosine, const float* sine, int64_t half);
-  /// The same for neighbours (x[2i], x[2i + 1]).
-  void (*rotate_pairs)(float* x, const float* cosine, const float* sine, int64_t half);
   /// out = gate / (1 + exp(-gate)) * up
   void (*silu_mul)(const float* gate, const float* up, float* out, int64_t n);
   /// x += y

@@ -1,6 +1,10 @@
 #include "models/architecture.h"
 
 #include <algorithm>
+#include <string>
+#include <vector>
+
+#include "tensor/fail.h"
 
 namespace lockstep {
 namespace {
@@ -13,22 +17,22 @@ std::vector<const ArchitectureEntry*>& entries() {
 
 }  // namespace
 
-ArchitectureEntry::ArchitectureEntry(std::string_view name, Make make) : name(name), make(make) {
+ArchitectureEntry::ArchitectureEntry(std::string_view name, Sizes sizes, Make make)
+    : name(name), sizes(sizes), make(make) {
   entries().push_back(this);
 }
 
-const ArchitectureEntry* find_architecture(std::string_view name) {
-  for (const ArchitectureEntry* entry : entries()) {
-    if (entry->name == name) return entry;
-  }
-  return nullptr;
-}
-
-std::vector<std::string_view> architecture_names() {
+const ArchitectureEntry& architecture_of(const Checkpoint& checkpoint) {
   std::vector<std::string_view> names;
-  for (const ArchitectureEntry* entry : entries()) names.push_back(entry->name);
+  for (const ArchitectureEntry* entry : entries()) {
+    if (entry->name == checkpoint.architecture()) return *entry;
+    names.push_back(entry->name);
+  }
   std::sort(names.begin(), names.end());
-  return names;
+  std::string all;
+  for (const std::string_view name : names) all += (all.empty() ? "" : ", ") + std::string(name);
+  fail(ErrorCode::unsupported, "[{}] architecture: expected one of {}, got {}", checkpoint.path().string(),
+       all, checkpoint.architecture());
 }
 
 }  // namespace lockstep

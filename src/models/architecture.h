@@ -3,13 +3,11 @@
 
 #include <memory>
 #include <string_view>
-#include <vector>
 
 #include "generate/batch.h"
 #include "lockstep/checkpoint.h"
-#include "lockstep/model.h"
 #include "lockstep/trace.h"
-#include "nn/runtime.h"
+#include "models/sizes.h"
 
 namespace lockstep {
 
@@ -21,22 +19,21 @@ class Architecture {
   virtual ~Architecture() = default;
   /// One pass over the batch's rows. Returns the logits [batch.logits_rows.size(), vocab].
   virtual Tensor forward(const Batch& batch, Taps& tap) const = 0;
-  virtual CacheShape cache_shape() const = 0;
 };
 
 /// An entry of the registry. Declared once in the model's file, at namespace scope.
 struct ArchitectureEntry {
-  using Make = std::unique_ptr<Architecture> (*)(Binder& binder);
+  using Sizes = TransformerSizes (*)(const Config& config);
+  using Make = std::unique_ptr<Architecture> (*)(Binder& binder, TransformerSizes sizes);
 
-  ArchitectureEntry(std::string_view name, Make make);
+  ArchitectureEntry(std::string_view name, Sizes sizes, Make make);
 
   std::string_view name;
+  Sizes sizes;  // error `format` if they do not fit together
   Make make;
 };
 
-/// The entry of a name; nullptr if there is none.
-const ArchitectureEntry* find_architecture(std::string_view name);
-/// All names, sorted.
-std::vector<std::string_view> architecture_names();
+/// The entry of a checkpoint. Error `unsupported`, naming those there are, if it has none.
+const ArchitectureEntry& architecture_of(const Checkpoint& checkpoint);
 
 }  // namespace lockstep

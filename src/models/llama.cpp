@@ -1,8 +1,10 @@
 // Llama 1 to 3.x, SmolLM2, and Mistral with its sliding window (Touvron et al. 2023; transformers'
 // modeling_llama.py and modeling_mistral.py).
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "models/architecture.h"
@@ -17,21 +19,19 @@
 namespace lockstep {
 namespace {
 
-// Where the config classes of transformers that share this model differ.
-struct Defaults {
-  SizeDefaults sizes;
-  int64_t window = 0;  // where the key is absent; null says none
-};
+// The config classes of transformers that share this model.
+TransformerSizes llama_sizes(const Config& config) { return read_sizes(config, {}); }
+TransformerSizes mistral_sizes(const Config& config) {
+  TransformerSizes sizes = read_sizes(config, {.kv_heads = 8});
+  std::ranges::fill(sizes.windows, read_window(config, 4096));
+  return sizes;
+}
 
 class Llama : public Architecture {
  public:
-  Llama(Binder& binder, const Defaults& defaults);
+  Llama(Binder& binder, TransformerSizes sizes);
 
   Tensor forward(const Batch& batch, Taps& tap) const override;
-  CacheShape cache_shape() const override {
-    return {sizes_.layers, sizes_.kv_heads, sizes_.head_dim,
-            std::vector<int64_t>(static_cast<size_t>(sizes_.layers), window_)};
-  }
 
  private:
   struct Layer {
@@ -45,7 +45,6 @@ class Llama : public Architecture {
 
   const nn::Runtime& runtime_;
   TransformerSizes sizes_;
-  int64_t window_;
   float scale_;
   nn::RoPE rope_;
   nn::Linear embed_;
@@ -54,12 +53,11 @@ class Llama : public Architecture {
   nn::Linear head_;
 };
 
-Llama::Llama(Binder& binder, const Defaults& defaults)
+Llama::Llama(Binder& binder, TransformerSizes sizes)
     : runtime_(binder.runtime()),
-      sizes_(read_sizes(binder.config(), defaults.sizes)),
-      window_(read_window(binder.config(), defaults.window)),
+      sizes_(std::move(sizes)),
       scale_(1.0F / std::sqrt(static_cast<float>(sizes_.head_dim))),
-      rope_(bind_rope(binder, sizes_.head_dim, 10000.0)) {
+      rope_(bind_rope(binder, sizes_)) {
   const Config& config = binder.config();
   require_silu(config);
   const bool attention_bias = config.boolean("attention_bias", false);
@@ -116,12 +114,11 @@ Tensor Llama::forward(const Batch& batch, Taps& tap) const {
   return tap(kNoLayer, Site::logits, nn::linear(last, head_));
 }
 
-const ArchitectureEntry kLlama("llama", [](Binder& binder) -> std::unique_ptr<Architecture> {
-  return std::make_unique<Llama>(binder, Defaults{});
-});
-const ArchitectureEntry kMistral("mistral", [](Binder& binder) -> std::unique_ptr<Architecture> {
-  return std::make_unique<Llama>(binder, Defaults{.sizes = {.kv_heads = 8}, .window = 4096});
-});
+std::unique_ptr<Architecture> make(Binder& binder, TransformerSizes sizes) {
+  return std::make_unique<Llama>(binder, std::move(sizes));
+}
+const ArchitectureEntry kLlama("llama", llama_sizes, make);
+const ArchitectureEntry kMistral("mistral", mistral_sizes, make);
 
 }  // namespace
 }  // namespace lockstep

@@ -1,8 +1,10 @@
 // Mixtral: grouped-query attention and a sparse mixture of experts (Jiang et al. 2024;
 // transformers' modeling_mixtral.py).
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "models/architecture.h"
@@ -18,15 +20,24 @@
 namespace lockstep {
 namespace {
 
+TransformerSizes mixtral_sizes(const Config& config) {
+  TransformerSizes sizes = read_sizes(config, {.kv_heads = 8, .eps = 1e-5, .rope_theta = 1e6});
+  std::ranges::fill(sizes.windows, read_window(config, 0));
+  sizes.experts = config.integer("num_local_experts", 8);
+  sizes.experts_per_token = config.integer("num_experts_per_tok", 2);
+  if (sizes.experts < 1 || sizes.experts > 4096 || sizes.experts_per_token < 1 ||
+      sizes.experts_per_token > sizes.experts) {
+    fail(ErrorCode::format, "[{}] num_experts_per_tok: expected 1 to the {} experts (at most 4096), got {}",
+         config.where(), sizes.experts, sizes.experts_per_token);
+  }
+  return sizes;
+}
+
 class Mixtral : public Architecture {
  public:
-  explicit Mixtral(Binder& binder);
+  Mixtral(Binder& binder, TransformerSizes sizes);
 
   Tensor forward(const Batch& batch, Taps& tap) const override;
-  CacheShape cache_shape() const override {
-    return {sizes_.layers, sizes_.kv_heads, sizes_.head_dim,
-            std::vector<int64_t>(static_cast<size_t>(sizes_.layers), window_)};
-  }
 
  private:
   struct Layer {
@@ -42,9 +53,6 @@ class Mixtral : public Architecture {
 
   const nn::Runtime& runtime_;
   TransformerSizes sizes_;
-  int64_t window_;
-  int64_t experts_;            // E
-  int64_t experts_per_token_;  // k
   float scale_;
   nn::RoPE rope_;
   nn::Linear embed_;
@@ -53,21 +61,14 @@ class Mixtral : public Architecture {
   nn::Linear head_;
 };
 
-Mixtral::Mixtral(Binder& binder)
+Mixtral::Mixtral(Binder& binder, TransformerSizes sizes)
     : runtime_(binder.runtime()),
-      sizes_(read_sizes(binder.config(), {.kv_heads = 8, .eps = 1e-5})),
-      window_(read_window(binder.config(), 0)),
-      experts_(binder.config().integer("num_local_experts", 8)),
-      experts_per_token_(binder.config().integer("num_experts_per_tok", 2)),
+      sizes_(std::move(sizes)),
       scale_(1.0F / std::sqrt(static_cast<float>(sizes_.head_dim))),
-      rope_(bind_rope(binder, sizes_.head_dim, 1e6)) {
+      rope_(bind_rope(binder, sizes_)) {
   const Config& config = binder.config();
   require_silu(config);
-  if (experts_ < 1 || experts_ > 4096 || experts_per_token_ < 1 || experts_per_token_ > experts_) {
-    fail(ErrorCode::format, "[{}] num_experts_per_tok: expected 1 to the {} experts (at most 4096), got {}",
-         config.where(), experts_, experts_per_token_);
-  }
-  binder.use_experts(experts_per_token_, experts_);
+  binder.use_experts(sizes_.experts_per_token, sizes_.experts);
   embed_ = binder.embedding("model.embed_tokens", sizes_.vocab, sizes_.hidden);
   for (int64_t i = 0; i < sizes_.layers; ++i) {
     const std::string prefix = "model.layers." + std::to_string(i) + ".";
@@ -91,19 +92,22 @@ void Mixtral::bind_experts(Binder& binder, const std::string& layer, Layer& w) c
   w.experts.runtime = &runtime_;
   const std::string joint = layer + "mlp.experts.";
   if (binder.has(joint + "gate_up_proj")) {
-    w.router = binder.linear(layer + "mlp.gate", nn::Role::router, experts_, hidden);
-    w.experts.gate = binder.expert_rows(joint + "gate_up_proj", {experts_, 2 * width, hidden}, 0, width);
-    w.experts.up = binder.expert_rows(joint + "gate_up_proj", {experts_, 2 * width, hidden}, width, width);
-    w.experts.down = binder.expert_rows(joint + "down_proj", {experts_, hidden, width}, 0, hidden);
+    w.router = binder.linear(layer + "mlp.gate", nn::Role::router, sizes_.experts, hidden);
+    w.experts.gate =
+        binder.expert_rows(joint + "gate_up_proj", {sizes_.experts, 2 * width, hidden}, 0, width);
+    w.experts.up =
+        binder.expert_rows(joint + "gate_up_proj", {sizes_.experts, 2 * width, hidden}, width, width);
+    w.experts.down = binder.expert_rows(joint + "down_proj", {sizes_.experts, hidden, width}, 0, hidden);
     return;
   }
   const std::string block = layer + "block_sparse_moe.";
   const auto experts = [&](const char* stacked, const char* single, int64_t out, int64_t in) {
     return binder.experts(
         block + "switch_mlp." + stacked,
-        [&](int64_t e) { return block + "experts." + std::to_string(e) + "." + single; }, experts_, out, in);
+        [&](int64_t e) { return block + "experts." + std::to_string(e) + "." + single; }, sizes_.experts, out,
+        in);
   };
-  w.router = binder.linear(block + "gate", nn::Role::router, experts_, hidden);
+  w.router = binder.linear(block + "gate", nn::Role::router, sizes_.experts, hidden);
   w.experts.gate = experts("gate_proj", "w1", width, hidden);
   w.experts.up = experts("up_proj", "w3", width, hidden);
   w.experts.down = experts("down_proj", "w2", hidden, width);
@@ -129,7 +133,7 @@ void Mixtral::layer(int index, Tensor& x, const Batch& batch, const nn::RotaryTa
   tap(index, Site::attn_resid, x);
   if (index + 1 == sizes_.layers) keep_logits_rows(x, batch, tap);
   h = tap(index, Site::ffn_norm, nn::rms_norm(x, w.ffn_norm, sizes_.eps, runtime_));
-  nn::add(x, nn::sparse_moe(h, w.router, w.experts, experts_per_token_, index, tap), runtime_);
+  nn::add(x, nn::sparse_moe(h, w.router, w.experts, sizes_.experts_per_token, index, tap), runtime_);
   tap(index, Site::ffn_resid, x);
 }
 
@@ -143,9 +147,10 @@ Tensor Mixtral::forward(const Batch& batch, Taps& tap) const {
   return tap(kNoLayer, Site::logits, nn::linear(last, head_));
 }
 
-const ArchitectureEntry kEntry("mixtral", [](Binder& binder) -> std::unique_ptr<Architecture> {
-  return std::make_unique<Mixtral>(binder);
-});
+const ArchitectureEntry kEntry("mixtral", mixtral_sizes,
+                               [](Binder& binder, TransformerSizes sizes) -> std::unique_ptr<Architecture> {
+                                 return std::make_unique<Mixtral>(binder, std::move(sizes));
+                               });
 
 }  // namespace
 }  // namespace lockstep

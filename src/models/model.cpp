@@ -68,6 +68,7 @@ struct Model::State {
   ModelInfo info;
   std::unique_ptr<Pool> pool;
   nn::Runtime runtime;
+  TransformerSizes sizes;
   std::unique_ptr<Architecture> architecture;
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<ChatTemplate> chat_template;
@@ -107,16 +108,17 @@ void check_isa(std::string_view name) { kernels::select(name); }
 
 namespace {
 
-ModelInfo describe(const Checkpoint& checkpoint, const Binder& binder) {
-  const Config& config = checkpoint.config();
+ModelInfo describe(const Checkpoint& checkpoint, const TransformerSizes& sizes, const Binder& binder) {
   ModelInfo info;
   info.architecture = checkpoint.architecture();
   info.format = checkpoint.format();
-  info.layers = config.integer("num_hidden_layers");
-  info.hidden = config.integer("hidden_size");
-  info.heads = config.integer("num_attention_heads");
-  info.vocab = config.integer("vocab_size");
-  info.context = config.integer("max_position_embeddings", 2048);
+  info.layers = sizes.layers;
+  info.hidden = sizes.hidden;
+  info.heads = sizes.heads;
+  info.vocab = sizes.vocab;
+  info.experts = sizes.experts;
+  info.experts_per_token = sizes.experts_per_token;
+  info.context = checkpoint.config().integer("max_position_embeddings", 2048);
   const Binder::Account& account = binder.account();
   info.parameters = account.parameters;
   info.stored_bytes = account.stored_bytes;
@@ -137,21 +139,15 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path, cons
   state->stored = std::make_unique<Stored>(path, options.progress);
   Checkpoint& checkpoint = state->stored->checkpoint;
   if (!options.config_patch.empty()) checkpoint.patch_config(options.config_patch);
-  const ArchitectureEntry* entry = find_architecture(checkpoint.architecture());
-  if (entry == nullptr) {
-    std::string names;
-    for (std::string_view name : architecture_names())
-      names += (names.empty() ? "" : ", ") + std::string(name);
-    fail(ErrorCode::unsupported, "[{}] architecture: expected one of {}, got {}", path.string(), names,
-         checkpoint.architecture());
-  }
+  const ArchitectureEntry& entry = architecture_of(checkpoint);
+  state->sizes = entry.sizes(checkpoint.config());
   state->pool = std::make_unique<Pool>(options.threads);
   state->runtime = {&kernels::select(options.isa), state->pool.get(), options.precision};
   Binder binder(checkpoint, state->runtime,
                 [stored = state->stored.get()](auto part, std::byte* out) { stored->read(part, out); });
-  state->architecture = entry->make(binder);
+  state->architecture = entry.make(binder, state->sizes);
   state->stored->packer = binder.finish();
-  state->info = describe(checkpoint, binder);
+  state->info = describe(checkpoint, state->sizes, binder);
   state->info.unread_keys = check_unread_keys(checkpoint.config());
   state->end_ids = checkpoint.end_ids();
   const auto make_tokenizer = [&] {
@@ -171,7 +167,7 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path, cons
 }
 
 const ModelInfo& Model::info() const { return state_->info; }
-CacheShape Model::cache_shape() const { return state_->architecture->cache_shape(); }
+CacheShape Model::cache_shape() const { return state_->sizes.cache_shape(); }
 Precision Model::precision() const { return state_->runtime.precision; }
 std::string_view Model::isa() const { return state_->runtime.kernels->isa; }
 int Model::threads() const { return state_->pool->threads(); }
@@ -194,7 +190,7 @@ void Model::pack() const {
   if (state_->stored) state_->pack(quant::Packer::Until::all);
 }
 
-Tensor Model::forward(Batch& batch, Taps& taps) const {
+Tensor Model::forward(const Batch& batch, Taps& taps) const {
   State& state = *state_;
   if (state.packed) return state.architecture->forward(batch, taps);
   const std::lock_guard lock(state.turn);

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "models/architecture.h"
@@ -18,32 +19,29 @@
 namespace lockstep {
 namespace {
 
-// Window of each layer: layers from max_window_layers on, or those that layer_types names.
-std::vector<int64_t> read_windows(const Config& config, int64_t layers) {
+TransformerSizes qwen2_sizes(const Config& config) {
+  TransformerSizes sizes = read_sizes(config, {.kv_heads = 32});
+  // Layers from max_window_layers on have a window, or those that layer_types names.
   const int64_t window = read_window(config, 4096);
   const int64_t first = config.integer("max_window_layers", 28);
   const std::vector<std::string> types = config.texts("layer_types");
-  std::vector<int64_t> windows(static_cast<size_t>(layers), 0);
-  if (!config.boolean("use_sliding_window", false)) return windows;
-  if (!types.empty() && static_cast<int64_t>(types.size()) != layers) {
-    fail(ErrorCode::format, "[{}] layer_types: expected {} entries, got {}", config.where(), layers,
+  if (!config.boolean("use_sliding_window", false)) return sizes;
+  if (!types.empty() && static_cast<int64_t>(types.size()) != sizes.layers) {
+    fail(ErrorCode::format, "[{}] layer_types: expected {} entries, got {}", config.where(), sizes.layers,
          types.size());
   }
-  for (int64_t i = 0; i < layers; ++i) {
+  for (int64_t i = 0; i < sizes.layers; ++i) {
     const bool slides = types.empty() ? i >= first : types[i] == "sliding_attention";
-    if (slides) windows[i] = window;
+    if (slides) sizes.windows[i] = window;
   }
-  return windows;
+  return sizes;
 }
 
 class Qwen2 : public Architecture {
  public:
-  explicit Qwen2(Binder& binder);
+  Qwen2(Binder& binder, TransformerSizes sizes);
 
   Tensor forward(const Batch& batch, Taps& tap) const override;
-  CacheShape cache_shape() const override {
-    return {sizes_.layers, sizes_.kv_heads, sizes_.head_dim, windows_};
-  }
 
  private:
   struct Layer {
@@ -57,7 +55,6 @@ class Qwen2 : public Architecture {
 
   const nn::Runtime& runtime_;
   TransformerSizes sizes_;
-  std::vector<int64_t> windows_;  // [layers]
   float scale_;
   nn::RoPE rope_;
   nn::Linear embed_;
@@ -66,12 +63,11 @@ class Qwen2 : public Architecture {
   nn::Linear head_;
 };
 
-Qwen2::Qwen2(Binder& binder)
+Qwen2::Qwen2(Binder& binder, TransformerSizes sizes)
     : runtime_(binder.runtime()),
-      sizes_(read_sizes(binder.config(), {.kv_heads = 32, .eps = 1e-6})),
-      windows_(read_windows(binder.config(), sizes_.layers)),
+      sizes_(std::move(sizes)),
       scale_(1.0F / std::sqrt(static_cast<float>(sizes_.head_dim))),
-      rope_(bind_rope(binder, sizes_.head_dim, 10000.0)) {
+      rope_(bind_rope(binder, sizes_)) {
   const Config& config = binder.config();
   require_silu(config);
   embed_ = binder.embedding("model.embed_tokens", sizes_.vocab, sizes_.hidden);
@@ -124,9 +120,10 @@ Tensor Qwen2::forward(const Batch& batch, Taps& tap) const {
   return tap(kNoLayer, Site::logits, nn::linear(last, head_));
 }
 
-const ArchitectureEntry kEntry("qwen2", [](Binder& binder) -> std::unique_ptr<Architecture> {
-  return std::make_unique<Qwen2>(binder);
-});
+const ArchitectureEntry kEntry("qwen2", qwen2_sizes,
+                               [](Binder& binder, TransformerSizes sizes) -> std::unique_ptr<Architecture> {
+                                 return std::make_unique<Qwen2>(binder, std::move(sizes));
+                               });
 
 }  // namespace
 }  // namespace lockstep

@@ -36,7 +36,7 @@ struct Part {
   Tensor out;          // [Q, D]
 };
 
-// Tiles that the rows of an item see, and the blocks they lie in.
+// Tiles that the rows of an item see.
 struct Tiles {
   int64_t first, last;
 };
@@ -238,24 +238,27 @@ void store(const LayerCache& cache, const Tensor& k, const Tensor& v, const Runt
 
 void append(const LayerCache& cache, const Tensor& k, const Tensor& v, const Runtime& runtime, Taps& tap) {
   store(cache, k, v, runtime);
-  if (tap.inner(Site::k_cache) == Interest::none) return;
+  const Interest interest = std::max(tap.inner(Site::k_cache), tap.inner(Site::v_cache));
+  if (interest == Interest::none) return;
   auto [stored_k, stored_v] = cache_rows(cache, k.shape(), runtime);
   const int layer = static_cast<int>(cache.layer);
   tap(layer, Site::k_cache, stored_k);
   tap(layer, Site::v_cache, stored_v);
-  if (tap.inner(Site::k_cache) == Interest::change) store(cache, stored_k, stored_v, runtime);
+  if (interest == Interest::change) store(cache, stored_k, stored_v, runtime);
 }
 
 Tensor attention(const Tensor& q, const LayerCache& cache, float scale, const Runtime& runtime, Taps& tap) {
-  if (tap.inner(Site::scores) != Interest::none) {
+  const Interest interest = std::max(tap.inner(Site::scores), tap.inner(Site::probs));
+  if (interest != Interest::none) {
     Tensor plain = plain_attention(q, cache, scale, runtime, tap);
-    if (tap.inner(Site::scores) == Interest::change) return plain;
+    if (interest == Interest::change) return plain;
   }
   std::vector<Item> items;
   for (const Run& run : cache.runs) {
     const int64_t heads = run.cache->shape().kv_heads;
     const int64_t together = std::max(kRowsTogether, kQueriesTogether * heads / q.shape()[1]);
-    for (int64_t r = 0; r < run.rows; r += together) {
+    // The last rows have the most keys, and short items at the end let threads end together.
+    for (int64_t r = (run.rows + together - 1) / together * together - together; r >= 0; r -= together) {
       for (int64_t head = 0; head < heads; ++head)
         items.push_back({&run, r, std::min(together, run.rows - r), head});
     }

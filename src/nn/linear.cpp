@@ -83,6 +83,14 @@ void Activations::bind(InputForm form, int64_t first, int64_t column, kernels::L
 
 namespace {
 
+// Rows [begin, end) of a product.
+Product some_rows(Product product, int64_t begin, int64_t end) {
+  product.first_row += begin;
+  product.rows = end - begin;
+  product.y += begin * product.weight->rows();
+  return product;
+}
+
 // Panels [begin, end) of `weight`, all of the product's or some of them, whose first output is y.
 void multiply_panels(const Runtime& runtime, const Product& product, const quant::PanelMatrix& weight,
                      int64_t begin, int64_t end, float* y) {
@@ -121,31 +129,35 @@ void pack_and_multiply(const Runtime& runtime, const Product& product, int64_t b
 
 void multiply(const Runtime& runtime, std::span<const Product> products) {
   struct Chunk {
-    const Product* product;
-    int64_t begin;
-    int64_t end;
+    Product product;
+    int64_t begin, end;  // panels
   };
-  int64_t left = 0;  // panels
+  int64_t left = 0;  // panels times rows
   for (const Product& product : products)
-    left += product.rows > 0 ? product.weight->matrix(product.expert).panels : 0;
+    left += product.rows * product.weight->matrix(product.expert).panels;
   // Long chunks first, for memory is read fastest in long runs, and ever shorter ones, so that threads end
-  // together. Even, since kernels take panels in pairs.
+  // together; the last are some rows of the shortest. Even, since kernels take panels in pairs.
   constexpr int64_t kShortest = 32768;  // bytes, of one row; with many the arithmetic takes longer
   std::vector<Chunk> chunks;
   for (const Product& product : products) {
     if (product.rows == 0) continue;
     const quant::PanelMatrix& weight = product.weight->matrix(product.expert);
+    const int64_t shortest = 2 + kShortest / product.rows / (weight.panel_bytes + 1) / 2 * 2;
+    const int64_t most_parts = product.weight->packed() ? product.rows / kernels::kRowsTogether : 1;
     for (int64_t p = 0; p < weight.panels; p = chunks.back().end) {
-      const int64_t shortest = 2 + kShortest / product.rows / (weight.panel_bytes + 1) / 2 * 2;
-      const int64_t size = std::max(shortest, left / (runtime.pool->threads() * 3 / 2 + 1) / 2 * 2);
-      chunks.push_back({&product, p, std::min(weight.panels, p + size)});
-      left -= chunks.back().end - p;
+      const int64_t size = left / product.rows / (runtime.pool->threads() * 3 / 2 + 1) / 2 * 2;
+      const int64_t end = std::min(weight.panels, p + std::max(shortest, size));
+      const int64_t parts = size > shortest ? 1 : std::max<int64_t>(1, most_parts);
+      for (int64_t i = 0; i < parts; ++i)
+        chunks.push_back(
+            {some_rows(product, product.rows * i / parts, product.rows * (i + 1) / parts), p, end});
+      left -= product.rows * (end - p);
     }
   }
   runtime.pool->run(static_cast<int64_t>(chunks.size()), [&](int64_t index) {
     const auto& [product, begin, end] = chunks[index];
-    if (!product->weight->packed()) return pack_and_multiply(runtime, *product, begin, end);
-    multiply_panels(runtime, *product, product->weight->matrix(product->expert), begin, end, product->y);
+    if (!product.weight->packed()) return pack_and_multiply(runtime, product, begin, end);
+    multiply_panels(runtime, product, product.weight->matrix(product.expert), begin, end, product.y);
   });
 }
 

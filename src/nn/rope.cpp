@@ -90,16 +90,26 @@ float stretch_yarn(const Config& config, const Config& scaling, double base, int
   return static_cast<float>(scaling.number("attention_factor", derived));
 }
 
+// Where a config says how its frequencies are stretched; nullptr: they are not.
+const Config* scaling_of(const Config& config) {
+  const Config* scaling = config.object("rope_parameters");
+  return scaling != nullptr ? scaling : config.object("rope_scaling");
+}
+
 }  // namespace
 
+double rope_theta(const Config& config, double fallback) {
+  const double base = positive(config, "rope_theta", fallback);
+  const Config* scaling = scaling_of(config);
+  return scaling == nullptr ? base : positive(*scaling, "rope_theta", base);
+}
+
 RoPE::RoPE(const Config& config, int64_t head_dim, double default_theta) {
-  const Config* scaling = config.object("rope_parameters");
-  if (scaling == nullptr) scaling = config.object("rope_scaling");
-  double base = positive(config, "rope_theta", default_theta);
+  const Config* scaling = scaling_of(config);
+  const double base = rope_theta(config, default_theta);
   double partial = positive(config, "partial_rotary_factor", 1.0);
   std::string type = "default";
   if (scaling != nullptr) {
-    base = positive(*scaling, "rope_theta", base);
     partial = positive(*scaling, "partial_rotary_factor", partial);
     type = scaling->text("rope_type", scaling->text("type", "default"));
     scaling->ignore("type");

@@ -13,6 +13,9 @@
 
 namespace lockstep::nn {
 
+/// The base of the frequencies: `rope_theta` of `rope_parameters` or `rope_scaling`, or of the config itself.
+double rope_theta(const Config& config, double fallback);
+
 /// Cosines and sines for the rows of a batch: computed once a pass, used by every layer and head.
 struct RotaryTable {
   Tensor cosine, sine;  // [T, dims / 2], times the attention factor
@@ -33,7 +36,6 @@ class RoPE {
 
   /// Pairs of dimensions that are rotated.
   int64_t pairs() const { return static_cast<int64_t>(inverse_.size()); }
-  const std::vector<float>& inverse_frequencies() const { return inverse_; }
   float attention_factor() const { return attention_factor_; }
 
  private:

@@ -33,6 +33,7 @@ std::shared_ptr<std::byte> PanelMemory::take(size_t bytes) {
 PackedWeight::PackedWeight(std::span<const StoredTensor> experts, PanelMemory& memory, ReadBytes read)
     : stored_(experts.begin(), experts.end()), read_(std::move(read)) {
   experts_ = static_cast<int64_t>(experts.size());
+  int64_t bytes = 0;
   for (const StoredTensor& tensor : experts) {
     const bool plain =
         tensor.dtype == DType::f32 || tensor.dtype == DType::f16 || tensor.dtype == DType::bf16;
@@ -50,11 +51,11 @@ PackedWeight::PackedWeight(std::span<const StoredTensor> experts, PanelMemory& m
     matrix.panels = (matrix.rows + kPanelRows - 1) / kPanelRows;
     matrix.strip_columns = strip_columns(matrix.columns, matrix.dtype, layout);
     matrix.panel_bytes = (matrix.columns + layout.unit_columns - 1) / layout.unit_columns * layout.unit_bytes;
-    bytes_ += matrix.panels * matrix.panel_bytes;
+    bytes += matrix.panels * matrix.panel_bytes;
     stored_bytes_ += tensor.stored_bytes();
     matrices_.push_back(matrix);
   }
-  data_ = memory.take(static_cast<size_t>(bytes_));
+  data_ = memory.take(static_cast<size_t>(bytes));
   const std::byte* next = data_.get();
   for (PanelMatrix& matrix : matrices_) {
     matrix.bytes = next;

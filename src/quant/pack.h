@@ -47,8 +47,6 @@ class PackedWeight {
   const PanelMatrix& matrix(int64_t index = 0) const { return matrices_[index]; }
   int64_t rows() const { return matrices_[0].rows; }
   int64_t columns() const { return matrices_[0].columns; }
-  /// Bytes kept in memory once it is packed.
-  int64_t bytes() const { return bytes_; }
   /// Bytes that the file uses for it.
   int64_t stored_bytes() const { return stored_bytes_; }
 
@@ -64,7 +62,6 @@ class PackedWeight {
   friend class Packer;
 
   int64_t experts_ = 0;
-  int64_t bytes_ = 0;
   int64_t stored_bytes_ = 0;
   std::shared_ptr<std::byte> data_;  // [experts, strips, panels, panel_bytes of the strip]
   std::vector<PanelMatrix> matrices_;

@@ -52,16 +52,16 @@ PanelLayout panel_layout(DType dtype, DType scale_dtype, int64_t group_size);
 /// does and for plain formats, whose activations take little beside the weights.
 int64_t strip_columns(int64_t columns, DType dtype, const PanelLayout& layout);
 
-/// A packed matrix [rows, columns], or `experts` of them one after the other. Immutable.
+/// A packed matrix [rows, columns]. Immutable.
 struct PanelMatrix {
   DType dtype = DType::f32;
   DType scale_dtype = DType::f16;    // of MLX formats
   int64_t group_size = 0;            // of MLX formats
-  int64_t rows = 0;                  // N, of one expert
+  int64_t rows = 0;                  // N
   int64_t columns = 0;               // K
   int64_t strip_columns = 0;         // of a strip, the last may have fewer; 0: all, in one
   int64_t panel_bytes = 0;           // of all strips together
-  int64_t panels = 0;                // ceil(rows / 16), of one expert
+  int64_t panels = 0;                // ceil(rows / 16)
   const std::byte* bytes = nullptr;  // [strips, panels, panel_bytes of the strip]
 
   int64_t strips() const { return strip_columns == 0 ? 1 : (columns + strip_columns - 1) / strip_columns; }

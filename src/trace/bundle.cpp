@@ -1,7 +1,7 @@
 // One operation in one file: inputs, weight, expected output and floor, to be run again anywhere.
 #include <algorithm>
+#include <cstring>
 #include <nlohmann/json.hpp>
-#include <set>
 
 #include "cache/kv_cache.h"
 #include "format/json.h"
@@ -190,9 +190,8 @@ class Reader {
     if (has("weight.biases")) stored.biases = bytes("weight.biases");
     const bool heads_fit = stored.interleaved_heads >= 0 &&
                            (stored.interleaved_heads == 0 || axes[0] % (2 * stored.interleaved_heads) == 0);
-    const bool groups_fit =
-        stored.group_size >= 0 && (stored.group_size == 0 || axes.back() % stored.group_size == 0);
-    if (!heads_fit || !groups_fit ||
+    const bool blocks_fit = is_weight(stored.dtype) && axes.back() % dtype_block(stored.dtype) == 0;
+    if (!heads_fit || !blocks_fit ||
         static_cast<int64_t>(stored.data.size()) != stored.rows() * stored.row_bytes() || !scales_fit(stored))
       fail(ErrorCode::format, "[{}] weight: expected the bytes of {} {}, got {}", where_,
            dtype_name(stored.dtype), stored.shape.str(), stored.data.size());
@@ -213,10 +212,19 @@ class Reader {
     if (const auto known = find_dtype(name)) return *known;
     fail(ErrorCode::format, "[{}] dtype: expected an element type, got {}", where_, name);
   }
+  static bool is_plain(DType dtype) {
+    return dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16;
+  }
+  static bool is_weight(DType dtype) { return is_plain(dtype) || quant::code_format(dtype).bits > 0; }
   static bool scales_fit(const StoredTensor& stored) {
-    if (stored.group_size == 0) return stored.scales.empty() && stored.biases.empty();
-    const int64_t groups = stored.rows() * (stored.columns() / stored.group_size);
-    const auto bytes = static_cast<size_t>(groups * (stored.scale_dtype == DType::f32 ? 4 : 2));
+    const int64_t group = stored.group_size;
+    if (stored.dtype != DType::mlx_q4 && stored.dtype != DType::mlx_q8)
+      return group == 0 && stored.scales.empty() && stored.biases.empty();
+    if ((group != 32 && group != 64 && group != 128) || stored.columns() % group != 0 ||
+        !is_plain(stored.scale_dtype))
+      return false;
+    const auto bytes = static_cast<size_t>(stored.rows() * (stored.columns() / group) *
+                                           dtype_block_bytes(stored.scale_dtype));
     return stored.scales.size() == bytes && stored.biases.size() == bytes;
   }
 
@@ -356,11 +364,11 @@ void write_bundle(const fs::path& path, const fs::path& model, const Trace& refe
                 {"policy", policy},
                 {"reference", reference.engine},
                 {"config", about.config},
-                {"theta", about.theta},
-                {"chosen", about.chosen},
-                {"window", about.window},
+                {"theta", about.rope_theta},
+                {"chosen", about.experts_per_token},
+                {"window", site.layer < 0 ? 0 : about.windows.at(static_cast<size_t>(site.layer))},
                 {"scale", 1.0 / std::sqrt(static_cast<double>(about.head_dim))},
-                {"eps", about.config.value("rms_norm_eps", 1e-6)}};
+                {"eps", about.eps}};
   const Gathered expected = gather(reference, site.layer, site.site, site.row, site.step, false);
   file.add("expected", expected);
   facts["positions"] = expected.positions;

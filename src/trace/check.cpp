@@ -2,7 +2,6 @@
 // computed.
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 
 #include "lockstep/divergence.h"
 #include "tensor/fail.h"

@@ -1,7 +1,6 @@
 // One site of one pass, compared: rows joined by position, errors divided by the noise floor.
 #pragma once
 
-#include <limits>
 #include <map>
 #include <memory>
 #include <span>

@@ -3,6 +3,7 @@
 #include <charconv>
 #include <string_view>
 
+#include "models/architecture.h"
 #include "tensor/fail.h"
 #include "trace/fault_tools.h"
 
@@ -11,20 +12,13 @@ namespace lockstep {
 using nlohmann::json;
 
 ModelFacts::ModelFacts(const Checkpoint& from)
-    : checkpoint(&from), config(json::parse(from.config().json())) {
+    : TransformerSizes(architecture_of(from).sizes(from.config())),
+      checkpoint(&from),
+      config(json::parse(from.config().json())),
+      window(std::ranges::max(windows)) {
   const Config& c = from.config();
-  layers = c.integer("num_hidden_layers");
-  heads = c.integer("num_attention_heads");
-  kv_heads = c.integer("num_key_value_heads", heads);
-  hidden = c.integer("hidden_size");
-  head_dim = c.integer("head_dim", hidden / std::max<int64_t>(heads, 1));
-  // Qwen2 says apart whether its window is used.
-  window = c.boolean("use_sliding_window", true) ? c.integer("sliding_window", 0) : 0;
-  experts = c.integer("num_local_experts", 0);
-  chosen = c.integer("num_experts_per_tok", 2);
   const Config* rope =
       c.object("rope_parameters") != nullptr ? c.object("rope_parameters") : c.object("rope_scaling");
-  theta = c.number("rope_theta", rope != nullptr ? rope->number("rope_theta", 10000.0) : 10000.0);
   if (rope != nullptr) rope_type = rope->text("rope_type", rope->text("type", "default"));
 }
 

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "format/json.h"
+#include "format/presence.h"
 #include "lockstep/divergence.h"
 #include "tensor/fail.h"
 #include "trace/compare.h"
@@ -22,7 +23,7 @@ constexpr double kMostError = 10;  // correct computations that are farther apar
 
 Floor::Floor(const std::filesystem::path& file, const std::string& policy) : policy_(policy) {
   std::ifstream stream;
-  if (std::filesystem::is_regular_file(file)) stream.open(file, std::ios::binary);
+  if (is_file(file)) stream.open(file, std::ios::binary);
   if (!stream.is_open())
     fail(ErrorCode::not_found, "[{}] floor: expected a readable file, got none", file.string());
   const json data = parse_json(std::string{std::istreambuf_iterator<char>(stream), {}}, file.string());

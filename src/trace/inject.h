@@ -10,18 +10,18 @@
 
 #include "lockstep/checkpoint.h"
 #include "lockstep/divergence.h"
+#include "models/sizes.h"
 
 namespace lockstep {
 
 /// What the faults need to know of a model.
-struct ModelFacts {
+struct ModelFacts : TransformerSizes {
   const Checkpoint* checkpoint = nullptr;
   nlohmann::json config;
-  int64_t layers = 0;
-  int64_t heads = 0, kv_heads = 0, head_dim = 0, hidden = 0, window = 0, experts = 0, chosen = 0;
-  double theta = 10000;
+  int64_t window = 0;  // of the layers that have one
   std::string rope_type = "default";
 
+  /// Errors `unsupported` and `format` as of loading the model.
   explicit ModelFacts(const Checkpoint& checkpoint);
 };
 

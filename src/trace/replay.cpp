@@ -1,5 +1,4 @@
 // Our operations compared one by one: errors made apart from errors inherited.
-#include <set>
 
 #include "lockstep/divergence.h"
 #include "tensor/fail.h"

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "nn/rope.h"
 #include "tensor/fail.h"
 #include "trace/fault_tools.h"
 
@@ -59,7 +60,7 @@ Why longer_than_a_chunk(const ModelFacts&, const Sequences& sequences) {
 template <typename Cannot, typename Position>
 Injection misplaced(Fault fault, Cannot cannot, Position position) {
   const auto rotate_there = [=](const ModelFacts& facts, const PassRows& rows, Tensor& x) {
-    rotate(x, facts.head_dim, false, facts.theta,
+    rotate(x, facts.head_dim, false, facts.rope_theta,
            [&](int64_t t) { return position(rows, static_cast<size_t>(t)); });
   };
   return {std::move(fault),
@@ -77,7 +78,7 @@ json without_rope_scaling(const ModelFacts& facts) {
   return {{"rope_scaling", nullptr},
           {"rope_parameters",
            {{"rope_type", "default"},
-            {"rope_theta", facts.theta},
+            {"rope_theta", facts.rope_theta},
             {"factor", nullptr},
             {"low_freq_factor", nullptr},
             {"high_freq_factor", nullptr},
@@ -87,20 +88,13 @@ json without_rope_scaling(const ModelFacts& facts) {
             {"original_max_position_embeddings", nullptr}}}};
 }
 
-// YaRN's factor of Q and K, 0.1 ln(factor) + 1 unless given (Peng et al. 2023).
-double yarn_factor(const ModelFacts& facts) {
-  const json& rope = facts.config.contains("rope_parameters") ? facts.config["rope_parameters"]
-                                                              : facts.config["rope_scaling"];
-  if (rope.contains("attention_factor") && rope["attention_factor"].is_number())
-    return rope["attention_factor"];
-  return 0.1 * std::log(rope["factor"].get<double>()) + 1;
-}
 json with_yarn_factor(const ModelFacts& facts, double (*change)(double)) {
   if (facts.rope_type != "yarn") return json::object();
   const char* key = facts.config.contains("rope_parameters") && !facts.config["rope_parameters"].is_null()
                         ? "rope_parameters"
                         : "rope_scaling";
-  return {{key, {{"attention_factor", change(yarn_factor(facts))}}}};
+  const nn::RoPE rope(facts.checkpoint->config(), facts.head_dim, facts.rope_theta);
+  return {{key, {{"attention_factor", change(rope.attention_factor())}}}};
 }
 
 // Rows of a projection, [T, rows], in the order that un-permuting for `heads` heads would leave them.
@@ -127,7 +121,7 @@ std::vector<Injection> rope_faults() {
                  default_rope,
                  {},
                  rotated_anew([](const ModelFacts& f, const PassRows& rows, Tensor& x) {
-                   rotate(x, f.head_dim, true, f.theta,
+                   rotate(x, f.head_dim, true, f.rope_theta,
                           [&](int64_t t) { return rows.positions[static_cast<size_t>(t)]; });
                  }),
                  {},
@@ -168,7 +162,7 @@ std::vector<Injection> rope_faults() {
                  default_rope,
                  {},
                  rotated_anew([](const ModelFacts& f, const PassRows& rows, Tensor& x) {
-                   rotate(x, f.head_dim / 4 * 2, false, f.theta,
+                   rotate(x, f.head_dim / 4 * 2, false, f.rope_theta,
                           [&](int64_t t) { return rows.positions[static_cast<size_t>(t)]; });
                  }),
                  {},
@@ -177,8 +171,9 @@ std::vector<Injection> rope_faults() {
                  default_rope,
                  [](const ModelFacts& f) {
                    if (f.rope_type != "default") return json::object();
-                   return json{{"rope_theta", nullptr},
-                               {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", f.theta * 10}}}};
+                   return json{
+                       {"rope_theta", nullptr},
+                       {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", f.rope_theta * 10}}}};
                  },
                  {},
                  {},

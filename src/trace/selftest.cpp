@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <set>
 
+#include "format/presence.h"
 #include "kernels/kernels.h"
 #include "lockstep/divergence.h"
 #include "tensor/fail.h"
+#include "trace/inject.h"
 
 namespace lockstep {
 namespace {
@@ -17,12 +19,11 @@ constexpr int kRace = 25;  // the class that shows as runs that differ
 // Folders below data/traces that hold a capture, each of the model of that name below data/models.
 std::vector<std::string> captured(const fs::path& data) {
   std::vector<std::string> names;
-  if (fs::is_directory(data / "traces")) {
-    for (const auto& entry : fs::directory_iterator(data / "traces")) {
-      if (fs::exists(entry.path() / "manifest.json")) names.push_back(entry.path().filename().string());
+  if (is_folder(data / "traces")) {
+    for (const fs::path& entry : entries_of(data / "traces")) {
+      if (is_there(entry / "manifest.json")) names.push_back(entry.filename().string());
     }
   }
-  std::ranges::sort(names);
   if (names.empty())
     fail(ErrorCode::not_found, "[{}] traces: expected captures to test with, got none", data.string());
   return names;
@@ -49,10 +50,21 @@ std::string expected_site(const Fault& fault, const Trace& reference) {
   return std::string(site_name(static_cast<Site>(best)));
 }
 
-bool localises(const Fault& fault, const Trace& reference, const DiffReport& report) {
+// The layer in which a fault acts first: one of the window in the first that has a window.
+int first_layer(const Fault& fault, const fs::path& model) {
+  const Checkpoint checkpoint = Checkpoint::open(model);
+  const ModelFacts facts(checkpoint);
+  const Injection injection = find_injection(fault.name);
+  if (!injection.patch || !injection.patch(facts).contains("sliding_window")) return 0;
+  return static_cast<int>(std::ranges::find_if(facts.windows, [](int64_t w) { return w > 0; }) -
+                          facts.windows.begin());
+}
+
+bool localises(const Fault& fault, const fs::path& model, const Trace& reference, const DiffReport& report) {
   if (!report.first) return false;
   const SiteScore& first = *report.first;
-  return first.site == expected_site(fault, reference) && (first.layer == 0 || first.layer == kNoLayer) &&
+  return first.site == expected_site(fault, reference) &&
+         (first.layer == first_layer(fault, model) || first.layer == kNoLayer) &&
          first.step == (fault.decode_only ? 1 : 0) && first.row == fault.row &&
          heads_as_declared(fault, first);
 }
@@ -139,7 +151,7 @@ SelftestResult selftest(const fs::path& data, const std::function<void(double)>&
           continue;
         }
         const bool found = report.verdict == Verdict::divergent;
-        bool right = found && localises(fault, runner.reference, report);
+        bool right = found && localises(fault, runner.model, runner.reference, report);
         if (fault.kind == kRace) {
           const auto changed = first_change(trace, record_trace(runner.model, options));
           right = right && changed && changed->site == fault.site;

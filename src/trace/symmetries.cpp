@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
-#include <map>
 
 #include "tensor/fail.h"
 

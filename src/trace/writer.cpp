@@ -14,6 +14,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "format/presence.h"
 #include "format/write_file.h"
 #include "lockstep/checkpoint.h"
 #include "tensor/fail.h"
@@ -75,7 +76,7 @@ bool is_part(const fs::path& file) {
 }
 
 bool is_trace(const fs::path& directory) {
-  if (!fs::is_regular_file(directory / "manifest.json")) return false;
+  if (!is_file(directory / "manifest.json")) return false;
   std::ifstream file(directory / "manifest.json", std::ios::binary);
   const std::string text{std::istreambuf_iterator<char>(file), {}};
   return text.find("lockstep-trace") != std::string::npos;
@@ -128,15 +129,14 @@ TraceWriter::~TraceWriter() {
 // manifest comes last: what is between is no trace.
 void TraceWriter::put_in_place() {
   std::error_code refused;
-  if (!fs::exists(directory_)) {
+  if (!is_there(directory_)) {
     fs::rename(partial_, directory_, refused);
   } else {
     fs::remove(directory_ / "manifest.json", refused);
-    std::vector<fs::path> old, made;
-    for (const auto& each : fs::directory_iterator(directory_))
-      if (is_part(each.path())) old.push_back(each.path());
-    for (const auto& each : fs::directory_iterator(partial_)) made.push_back(each.path());
-    std::ranges::sort(made, {}, [](const fs::path& file) { return file.filename() == "manifest.json"; });
+    std::vector<fs::path> old = entries_of(directory_), made = entries_of(partial_);
+    std::erase_if(old, [](const fs::path& file) { return !is_part(file); });
+    std::ranges::stable_sort(made, {},
+                             [](const fs::path& file) { return file.filename() == "manifest.json"; });
     for (const fs::path& each : old)
       if (!refused) fs::remove(each, refused);
     for (const fs::path& each : made)

@@ -1,6 +1,8 @@
 // The loop from prompt to text, on a tiny model with a tokenizer, against transformers' generate().
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -113,7 +115,20 @@ TEST(Generate, Ends) {
   EXPECT_EQ(stopped.text, whole.text.substr(0, whole.text.find(options.stop[0])));
   // So does a caller who has seen enough, and a context that is full.
   options.stop.clear();
-  EXPECT_EQ(generate(session, ids, options, [](std::string_view) { return false; }).finish_reason, "stop");
+  int calls = 0;
+  std::string first;
+  const auto once = [&](std::string_view piece) {
+    first = piece;
+    return ++calls < 1;
+  };
+  EXPECT_EQ(generate(session, ids, options, once).finish_reason, "stop");
+  EXPECT_EQ(calls, 1);
+  ASSERT_GT(first.size(), 1U);
+  options.stop = {first.back() + std::string("\n\n")};  // holds back a letter, which comes in the end
+  const Generation seen = generate(session, ids, options, once);
+  EXPECT_EQ(calls, 2) << "not again after it has seen enough";
+  EXPECT_EQ(seen.text, model->tokenizer().decode(seen.ids, true));
+  options.stop.clear();
   Session small = session_of(model, static_cast<int64_t>(ids.size()) + 2);
   const Generation full = generate(small, ids, options);
   EXPECT_EQ(full.finish_reason, "length");
@@ -121,6 +136,30 @@ TEST(Generate, Ends) {
   Session none = session_of(model, static_cast<int64_t>(ids.size()) - 1);
   EXPECT_THROW(generate(none, ids, options), Error);
   EXPECT_THROW(generate(session, {}, options), Error);
+}
+
+// A pass that yields an end id is one of decode, too.
+TEST(Generate, SpeedCountsThePassThatEndsIt) {
+  const auto ids = encode_prompt(*text_model("llama-text"), "one two three four", {}, false);
+  GenerateOptions options;
+  options.max_tokens = 2;
+  Session free = session_of(text_model("llama-text"));
+  const std::vector<int32_t> reply = generate(free, ids, options).ids;
+  ASSERT_EQ(reply.size(), 2U);
+  ASSERT_NE(reply[0], reply[1]);
+  namespace fs = std::filesystem;
+  const fs::path folder = fs::path(testing::TempDir()) / ("ends-" + std::to_string(::getpid()));
+  fs::copy(test::data_path("models/llama-text"), folder);
+  std::ofstream(folder / "generation_config.json") << R"({"eos_token_id": )" << reply[1] << "}";
+  ModelOptions f32;
+  f32.precision = Precision::f32;
+  const auto model = Model::load(folder, f32);
+  fs::remove_all(folder);
+  Session session = session_of(model);
+  const Generation result = generate(session, ids, options);
+  EXPECT_EQ(result.ids, std::vector<int32_t>{reply[0]});
+  EXPECT_EQ(result.finish_reason, "stop");
+  EXPECT_GT(result.timings.decode_tps, 0);
 }
 
 }  // namespace

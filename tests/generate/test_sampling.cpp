@@ -105,7 +105,8 @@ TEST(Sampling, RefusesWrongOptions) {
            [](SamplingOptions& o) { o.temperature = -1; }, [](SamplingOptions& o) { o.temperature = NAN; },
            [](SamplingOptions& o) { o.top_k = -1; }, [](SamplingOptions& o) { o.top_p = 0; },
            [](SamplingOptions& o) { o.top_p = 1.5F; }, [](SamplingOptions& o) { o.min_p = -0.1F; },
-           [](SamplingOptions& o) { o.repeat_penalty = 0; }}) {
+           [](SamplingOptions& o) { o.repeat_penalty = 0; }, [](SamplingOptions& o) { o.repeat_window = -1; },
+           [](SamplingOptions& o) { o.logit_bias[3] = NAN; }}) {
     SamplingOptions wrong;
     set(wrong);
     EXPECT_THROW(Sampler{wrong}, Error);

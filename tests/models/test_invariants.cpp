@@ -217,6 +217,27 @@ TEST_P(Invariants, AnObserverSeesEveryRowAndChangesNothing) {
   for (const auto& [layer, rows] : observer.rows) EXPECT_EQ(rows, kLength) << "layer " << layer;
 }
 
+// Keys and values, scores and probabilities: who asks for one of two need not ask for the other.
+TEST_P(Invariants, EitherOfTwoInnerSitesCanBeChanged) {
+  struct Changes : Observer {
+    explicit Changes(Site site) : site(site) {}
+    void observe(int, Site at, Tensor& tensor) override {
+      if (at != site) return;
+      ++seen;
+      std::ranges::fill(tensor.values(), 0.0F);
+    }
+    Interest inner(Site at) const override { return at == site ? Interest::change : Interest::none; }
+    Site site;
+    int64_t seen = 0;
+  };
+  for (const Site site : {Site::k_cache, Site::v_cache, Site::scores, Site::probs}) {
+    Changes observer(site);
+    Taps taps(&observer);
+    EXPECT_FALSE(same(session().append(ids_, taps).values(), expected_.values())) << site_name(site);
+    EXPECT_EQ(observer.seen, model_->info().layers) << site_name(site);
+  }
+}
+
 TEST_P(Invariants, ReusedPrefix) {
   for (const int64_t kept : {1, 31, 64, 89}) {
     Session warm = session();

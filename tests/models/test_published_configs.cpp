@@ -42,5 +42,14 @@ TEST(PublishedConfigs, WhatChangesTheMathsIsRefused) {
   EXPECT_THROW(load("llama", R"({"rms_norm_eps": -1e-5})"), Error);
 }
 
+// Before the weights that a config speaks of are looked for, it cannot ask for much memory.
+TEST(PublishedConfigs, HugeSizesAreRefusedAtOnce) {
+  for (const char* model : {"llama", "mistral", "mixtral", "qwen2", "qwen2-window"}) {
+    EXPECT_THROW(load(model, R"({"num_hidden_layers": 1073741824})"), Error) << model;
+    EXPECT_THROW(load(model, R"({"num_hidden_layers": 0})"), Error) << model;
+    EXPECT_THROW(load(model, R"({"num_attention_heads": 0})"), Error) << model;
+  }
+}
+
 }  // namespace
 }  // namespace lockstep

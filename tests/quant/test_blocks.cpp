@@ -365,6 +365,35 @@ TEST(Products, LongRowsAreSumsOfStrips) {
   }
 }
 
+// Of many rows the last panels are shared out in parts of the rows.
+TEST(Products, PartsOfManyRowsAreThoseOfFew) {
+  Pool pool(3);
+  for (const auto& c : cases()) {
+    const int64_t N = 16 * 9 + 5;
+    const Enlarged weight(*c, N, 1);
+    const auto packed = quant::pack_tensors({&weight.tensor, 1}, pool);
+    constexpr int64_t T = 3 * kernels::kRowsTogether + 7, kFew = kernels::kRowsTogether - 1;
+    Tensor x({T, packed->columns()});
+    std::mt19937 random(13);
+    std::normal_distribution<float> normal;
+    for (float& value : x.values()) value = normal(random);
+    for (const kernels::Table* table : test::tables()) {
+      for (const Precision precision : {Precision::f32, Precision::exact, Precision::fast}) {
+        const nn::Runtime runtime{table, &pool, precision};
+        const Tensor all = nn::linear(x, {&runtime, nn::Role::gate, packed, {}});
+        for (int64_t t = 0; t < T; t += kFew) {
+          Tensor some({std::min(kFew, T - t), x.row_size()});
+          std::copy_n(x.row(t), some.size(), some.data());
+          const Tensor y = nn::linear(some, {&runtime, nn::Role::gate, packed, {}});
+          for (int64_t i = 0; i < y.size(); ++i)
+            ASSERT_TRUE(same(y.data()[i], all.row(t)[i]))
+                << table->isa << " " << precision_name(precision) << " " << c->name << " row " << t + i / N;
+        }
+      }
+    }
+  }
+}
+
 // More rows, panels and columns than are at work at once, and none of them a multiple of that.
 TEST(Products, RowsDoNotDependOnTheirNumber) {
   Pool pool(1);

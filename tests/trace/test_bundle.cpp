@@ -42,7 +42,7 @@ class Bundles : public testing::Test {
 TEST_F(Bundles, EveryOperationRunsAgain) {
   int ran = 0;
   for (const char* name : {"llama", "llama-llama3", "llama-linear", "llama-yarn", "mistral", "qwen2",
-                           "mixtral", "llama-q.Q4_1.gguf", "llama-mlx-4bit"}) {
+                           "qwen2-window", "mixtral", "llama-q.Q4_1.gguf", "llama-mlx-4bit"}) {
     const Trace reference = Trace::open(captured(name));
     for (const TraceEvent& event : reference.events()) {
       if (event.row != 0 || (event.step != 0 && event.step != 2)) continue;
@@ -102,6 +102,28 @@ TEST_F(Bundles, DamagedFilesAreRefused) {
     const int before = refused;
     attempt(changed);
     EXPECT_EQ(refused, before + 1) << word;
+  }
+}
+
+// What the format says of a weight has to fit its bytes, or products would read and write beyond them.
+TEST_F(Bundles, WeightsThatCannotBeAreRefused) {
+  struct Change {
+    const char *model, *from, *to;
+  };
+  for (const Change& change : std::initializer_list<Change>{
+           {"llama-q.Q4_1.gguf", R"(dtype\":\"q4_1)", R"(dtype\":\"q4_k)"},
+           {"llama-q.Q4_1.gguf", R"(dtype\":\"q4_1)", R"(dtype\":\"bool)"},
+           {"llama-q.Q4_1.gguf", R"(group_size\":0)", R"(group_size\":8)"},
+           {"llama-mlx-4bit", R"(group_size\":64,\"inter)", R"(group_size\": 0,\"inter)"},
+           {"llama-mlx-4bit", R"(group_size\":64,\"inter)", R"(group_size\":16,\"inter)"},
+           {"llama-mlx-4bit", R"(scale_dtype\":\"bf16\")", R"(scale_dtype\": \"i16\")"}}) {
+    run(change.model, Trace::open(captured(change.model)), 0, 0, "q_proj");
+    std::string content = bytes();
+    const size_t at = content.find(change.from);
+    ASSERT_NE(at, std::string::npos) << change.from;
+    content.replace(at, std::string_view(change.from).size(), change.to);
+    std::ofstream(file_, std::ios::binary | std::ios::trunc) << content;
+    EXPECT_THROW(replay_bundle(file_, {}), Error) << change.model << " " << change.to;
   }
 }
 

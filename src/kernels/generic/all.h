@@ -30,7 +30,6 @@ constexpr Table make_table() {
       .to_bf16 = nullptr,
       .rms_norm = rms_norm,
       .rotate_halves = rotate_halves,
-      .rotate_pairs = rotate_pairs,
       .silu_mul = silu_mul,
       .add = add,
       .add_scaled = add_scaled,

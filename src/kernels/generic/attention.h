@@ -1,7 +1,6 @@
 // Softmax attention over tiles of 64 keys: every tile is computed for itself with its own maximum,
 // then merged, so the result does not depend on how tiles were spread over passes or threads.
 
-constexpr int64_t kTileKeys = 64;
 constexpr int kTileParts = kTileKeys / kLanes;
 
 // Forms of tiles: a lane has kTogether dimensions of a key, or keys of a dimension, and meets a factor of the
@@ -36,19 +35,15 @@ struct FormI16 {
 };
 constexpr int64_t kFactor = 4;  // bytes
 
-inline void fetch_all(const std::byte* p, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
-}
-
 // sums[r][i] += lanes [u][i] times factors [r][u], for units [begin, end) of what counts(u, r). x_stride:
-// bytes from unit to unit; stride: factors from row to row. Calls fetch(u) meanwhile. All loops are unrolled
+// bytes from unit to unit; stride: factors from row to row. Calls meanwhile(u) beside. All loops are unrolled
 // early, which GCC wants to be told, or sums go to memory and back.
-template <typename Form, int R, int V, typename Fetch, typename Counts>
+template <typename Form, int R, int V, typename Meanwhile, typename Counts>
 inline void add_products(typename Form::Sum (&sums)[R][V], const std::byte* x, int64_t x_stride,
                          const std::byte* factors, int64_t stride, int64_t begin, int64_t end,
-                         const Fetch& fetch, const Counts& counts) {
+                         const Meanwhile& meanwhile, const Counts& counts) {
   for (int64_t u = begin; u < end; ++u) {
-    fetch(u);
+    meanwhile(u);
     typename Form::Vector lanes[V];
 #pragma GCC unroll 8
     for (int i = 0; i < V; ++i) lanes[i] = Form::get(x + u * x_stride + i * kLanes * Form::kBytes);
@@ -84,12 +79,12 @@ inline void tile_scores(const AttentionTileArgs& args, int64_t query, F (&score)
     clear<Form>(sums);
     // The first queries bring keys and values from memory: values while keys are at work, and so on.
     const bool fetches = query == 0 && begin == 0 && args.next != nullptr;
-    const auto fetch = [&](int64_t u) {
+    const auto meanwhile = [&](int64_t u) {
       if (fetches && u < kTileKeys / Form::kTogether)
-        fetch_all(v + u * args.v_stride * Form::kBytes, args.v_stride * Form::kBytes);
+        fetch<3>(v + u * args.v_stride * Form::kBytes, args.v_stride * Form::kBytes);
     };
     add_products<Form>(sums, k + begin * kLanes * Form::kBytes, kTileKeys * Form::kBytes,
-                       q + query * units * kFactor, units, 0, units, fetch,
+                       q + query * units * kFactor, units, 0, units, meanwhile,
                        [](int64_t, int) { return true; });
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -178,16 +173,16 @@ inline void tile_values(const AttentionTileArgs& args, int64_t query, const type
   int64_t all_from = *std::max_element(first, first + R), all_to = *std::min_element(last, last + R);
   const auto* next = static_cast<const std::byte*>(args.next);
   const bool fetches = query == 0 && d == 0 && args.next != nullptr;
-  const auto fetch = [&](int64_t u) {
+  const auto meanwhile = [&](int64_t u) {
     if (fetches && u * Form::kTogether < args.head_dim)
-      fetch_all(next + u * kTileKeys * Form::kBytes, kTileKeys * Form::kBytes);
+      fetch<3>(next + u * kTileKeys * Form::kBytes, kTileKeys * Form::kBytes);
   };
   typename Form::Sum sums[R][V];
   clear<Form>(sums);
   const auto keys = [&](int64_t begin, int64_t end, const auto& counts) {
     add_products<Form>(sums, static_cast<const std::byte*>(args.tile.v) + d * Form::kBytes,
                        args.v_stride * Form::kBytes, reinterpret_cast<const std::byte*>(weights),
-                       kTileKeys / Form::kTogether, begin, end, fetch, counts);
+                       kTileKeys / Form::kTogether, begin, end, meanwhile, counts);
   };
   const auto all = [](int64_t, int) { return true; };
   if constexpr (Form::kIntegers) {
@@ -265,13 +260,13 @@ void attention_tile(const AttentionTileArgs& args) {
 
 float to_i16(const float* x, int64_t n, int32_t largest, int16_t* y) {
   F peaks = zero();
-  for (int64_t i = 0; i < n; i += kLanes) peaks = larger_magnitude(peaks, load_part(x + i, n - i, 0));
+  for (int64_t i = 0; i < n; i += kLanes) peaks = larger_magnitude(peaks, load_part(x + i, n - i));
   const float found = largest_magnitude(peaks);
   const bool fits = found <= 0x1p118F;  // not NaN
   const float peak = fits ? std::max(found, 0x1p-100F) : 1.0F;
   const F inverse = set1(static_cast<float>(largest) / peak);
   for (int64_t i = 0; i < n; i += kLanes) {
-    const I integers = round_to_int(load_part(x + i, n - i, 0) * inverse);
+    const I integers = round_to_int(load_part(x + i, n - i) * inverse);
     if (n - i >= kLanes) {
       store_words(y + i, integers);
       continue;
@@ -289,7 +284,7 @@ void attention_merge(const AttentionPart& part, int64_t queries, int64_t head_di
   for (int64_t first = 0; first < queries; first += kLanes) {
     const int64_t count = std::min(kLanes, queries - first);
     // max passes a NaN of its second argument on.
-    const F before = load_part(into.peak + first, count, 0), added = load_part(part.peak + first, count, 0);
+    const F before = load_part(into.peak + first, count), added = load_part(part.peak + first, count);
     const F top = max(before, added);
     float keeps[kLanes], takes[kLanes], tops[kLanes];
     store(keeps, exp(before - top));
@@ -308,9 +303,8 @@ void attention_merge(const AttentionPart& part, int64_t queries, int64_t head_di
         into.total[i] = into.total[i] * keep + part.total[i] * take;
         for (int64_t d = 0; d < head_dim; d += kLanes) {
           const int64_t left = head_dim - d;
-          store_part(
-              sums + d, left,
-              load_part(sums + d, left, 0) * set1(keep) + load_part(added_sums + d, left, 0) * set1(take));
+          store_part(sums + d, left,
+                     load_part(sums + d, left) * set1(keep) + load_part(added_sums + d, left) * set1(take));
         }
       }
       into.peak[i] = tops[i - first];

@@ -19,11 +19,11 @@ inline F exp(F x) {
   return scale_by_power(p, n);
 }
 
-// Vector `i` of n floats; lanes beyond the end are `fill`.
-inline F load_part(const float* p, int64_t count, float fill) {
+// Up to 16 of `count` floats; lanes beyond the last are 0.
+inline F load_part(const float* p, int64_t count) {
   if (count >= kLanes) return load(p);
   float lanes[kLanes];
-  for (int64_t i = 0; i < kLanes; ++i) lanes[i] = i < count ? p[i] : fill;
+  for (int64_t i = 0; i < kLanes; ++i) lanes[i] = i < count ? p[i] : 0.0F;
   return load(lanes);
 }
 inline void store_part(float* p, int64_t count, F x) {
@@ -48,8 +48,8 @@ constexpr int64_t kBlocksTogether = 16;
 
 // The columns from x on as halves of a block of 32, zeros behind the last.
 inline void load_block(const float* x, int64_t columns, F (&halves)[2]) {
-  halves[0] = load_part(x, columns, 0);
-  halves[1] = columns > 16 ? load_part(x + 16, columns - 16, 0) : zero();
+  halves[0] = load_part(x, columns);
+  halves[1] = columns > 16 ? load_part(x + 16, columns - 16) : zero();
 }
 
 // The largest magnitudes of the halves of `count` blocks: peaks[half][block]. What is not finite, or so large
@@ -138,14 +138,14 @@ float to_fixed8(const float* x, int64_t columns, bool many, Fixed8* blocks) {
 void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* y) {
   F squares = zero();
   for (int64_t i = 0; i < n; i += kLanes) {
-    const F part = load_part(x + i, n - i, 0);
+    const F part = load_part(x + i, n - i);
     squares = fma(part, part, squares);
   }
   const float mean = sum(squares) / static_cast<float>(n);
   const F factor = set1(1.0F / std::sqrt(mean + eps));
   for (int64_t i = 0; i < n; i += kLanes) {
-    F part = load_part(x + i, n - i, 0) * factor;
-    if (weight != nullptr) part = part * load_part(weight + i, n - i, 0);
+    F part = load_part(x + i, n - i) * factor;
+    if (weight != nullptr) part = part * load_part(weight + i, n - i);
     store_part(y + i, n - i, part);
   }
 }
@@ -153,50 +153,40 @@ void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* 
 void rotate_halves(float* x, const float* cosine, const float* sine, int64_t half) {
   for (int64_t i = 0; i < half; i += kLanes) {
     const int64_t count = half - i;
-    const F a = load_part(x + i, count, 0);
-    const F b = load_part(x + half + i, count, 0);
-    const F c = load_part(cosine + i, count, 0);
-    const F s = load_part(sine + i, count, 0);
+    const F a = load_part(x + i, count);
+    const F b = load_part(x + half + i, count);
+    const F c = load_part(cosine + i, count);
+    const F s = load_part(sine + i, count);
     store_part(x + i, count, a * c - b * s);
     store_part(x + half + i, count, b * c + a * s);
   }
 }
 
-void rotate_pairs(float* x, const float* cosine, const float* sine, int64_t half) {
-  for (int64_t i = 0; i < half; ++i) {
-    const float a = x[2 * i];
-    const float b = x[2 * i + 1];
-    x[2 * i] = a * cosine[i] - b * sine[i];
-    x[2 * i + 1] = b * cosine[i] + a * sine[i];
-  }
-}
-
 void silu_mul(const float* gate, const float* up, float* out, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) {
-    const F g = load_part(gate + i, n - i, 0);
+    const F g = load_part(gate + i, n - i);
     const F activated = g / (set1(1.0F) + exp(zero() - g));
-    store_part(out + i, n - i, activated * load_part(up + i, n - i, 0));
+    store_part(out + i, n - i, activated * load_part(up + i, n - i));
   }
 }
 
 void add(float* x, const float* y, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) {
-    store_part(x + i, n - i, load_part(x + i, n - i, 0) + load_part(y + i, n - i, 0));
+    store_part(x + i, n - i, load_part(x + i, n - i) + load_part(y + i, n - i));
   }
 }
 
 void add_scaled(float* x, const float* y, float factor, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes)
-    store_part(x + i, n - i, load_part(x + i, n - i, 0) + load_part(y + i, n - i, 0) * set1(factor));
+    store_part(x + i, n - i, load_part(x + i, n - i) + load_part(y + i, n - i) * set1(factor));
 }
 
 void scale(const float* x, float factor, int64_t n, float* y) {
-  for (int64_t i = 0; i < n; i += kLanes) store_part(y + i, n - i, load_part(x + i, n - i, 0) * set1(factor));
+  for (int64_t i = 0; i < n; i += kLanes) store_part(y + i, n - i, load_part(x + i, n - i) * set1(factor));
 }
 
 void divide(const float* x, float divisor, int64_t n, float* y) {
-  for (int64_t i = 0; i < n; i += kLanes)
-    store_part(y + i, n - i, load_part(x + i, n - i, 0) / set1(divisor));
+  for (int64_t i = 0; i < n; i += kLanes) store_part(y + i, n - i, load_part(x + i, n - i) / set1(divisor));
 }
 
 void f16_to_f32(const uint16_t* x, float* y, int64_t n) {
@@ -212,7 +202,7 @@ void f16_to_f32(const uint16_t* x, float* y, int64_t n) {
 void f32_to_f16(const float* x, uint16_t* y, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) {
     uint16_t halves[kLanes];
-    store_f16(halves, load_part(x + i, n - i, 0));
+    store_f16(halves, load_part(x + i, n - i));
     std::memcpy(y + i, halves, static_cast<size_t>(std::min(n - i, kLanes)) * sizeof(uint16_t));
   }
 }

@@ -50,9 +50,7 @@ inline void tile_rows(int64_t count, const Rows& rows) {
   }
 }
 
-// What is at work at once: rows whose activations fit the second cache, while so many panels pass by, which
-// stay in it for the rows that follow.
-constexpr int64_t kRowsTogether = 128;
+// Panels that stay in the second cache while kRowsTogether rows pass by, for the rows that follow.
 constexpr int64_t kPanelsTogether = 8;
 
 // So many tiles of rows share out what is to be fetched: of more the first is too small a part of the whole.
