@@ -26,13 +26,13 @@ class Task:
     title: str             # with the numbers below in braces
     kind: str              # decode, prefill, streams, cold, memory
     models: tuple
+    engines: tuple         # their names, as bench/peers/__init__.py has them
     prefill: int = 512
     decode: int = 64
     depth: int = 0         # tokens already in the context
     streams: int = 1
     threads: int = 0       # 0: all
     busy: bool = False     # beside a process that spins
-    engines: tuple = ("lockstep", "llama.cpp", "OpenVINO GenAI", "transformers", "mlx-lm")
 
     @property
     def heading(self):

@@ -51,8 +51,8 @@ class LlamaCpp(Engine):
         return {"value": json.loads(lines[-1])["speed_tg"]}
 
     def complete(self, task, model, setting):
-        prompt, tokens, context = (SHORT_PROMPT, 1, 512) if task.kind == "cold" else (LONG_PROMPT, 32, 512)
-        ran = run([BIN / "llama-completion", "-m", model.path, "-t", task.threads, "-c", context, "-fit", "off", "-no-cnv",
+        prompt, tokens = (SHORT_PROMPT, 1) if task.kind == "cold" else (LONG_PROMPT, 32)
+        ran = run([BIN / "llama-completion", "-m", model.path, "-t", task.threads, "-c", 512, "-fit", "off", "-no-cnv",
                    "--no-display-prompt", "--no-warmup", "--temp", 0, "-n", tokens, "-p", prompt,
                    "--repack" if setting.get("repack", 1) else "--no-repack"])
         return {"value": ran.first_ms if task.kind == "cold" else ran.peak_mb}

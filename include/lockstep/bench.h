@@ -21,6 +21,7 @@ struct MachineLimits {
 /// Error `invalid_argument` for an unknown isa.
 MachineLimits measure_limits(int threads, const std::string& isa = {});
 
+/// What is measured, and how often.
 struct BenchOptions {
   int64_t prefill = 512;  ///< tokens in one prompt
   int64_t decode = 128;   ///< tokens generated one by one
@@ -37,6 +38,7 @@ struct Spread {
   double least = 0;
   double most = 0;
 };
+/// Speeds, and what they come to beside the limits of the machine.
 struct BenchResult {
   Spread prefill_tps;
   Spread decode_tps;        ///< of all streams together

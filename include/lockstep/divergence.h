@@ -105,6 +105,7 @@ struct Fault {
   std::string heads;         ///< "all", "1-" (all but the first), "some": decided by the model; "" none
   int row = 0;               ///< first sequence it touches
 };
+/// All there are, by class.
 const std::vector<Fault>& faults();
 /// "NAME", or "NAME@layer=3" for one layer only. Error `invalid_argument` naming those there are.
 Fault find_fault(const std::string& name);
@@ -146,6 +147,7 @@ struct TieRule {
   const Floor* floor = nullptr;
 };
 
+/// What is computed and what is kept of it.
 struct TraceOptions {
   std::vector<Trace::Sequence> sequences;  ///< `fed` empty: greedy tokens
   int64_t steps = 0;                       ///< decode steps, where nothing is fed
@@ -191,6 +193,7 @@ void require_acting(const std::string& fault, const std::filesystem::path& model
 /// "f32/f16" in words.
 std::string policy_summary(const std::string& policy);
 
+/// inconclusive: what the two share, or the floor, is not enough to say.
 enum class Verdict { within, divergent, inconclusive };
 
 /// One site of one pass, compared.
@@ -229,6 +232,7 @@ struct Unmatched {
   std::string text() const { return phase + ", " + name + ": " + why; }
 };
 
+/// What a comparison found, and of how much.
 struct DiffReport {
   Verdict verdict = Verdict::within;
   std::string reason;              ///< one line
@@ -298,9 +302,14 @@ DiffReport replay_bundle(const std::filesystem::path& file, const ModelOptions& 
 
 /// One screen: the verdict and a table like the one of the case that started the project.
 std::string report_text(const DiffReport& report, bool colour);
+/// One JSON object (docs/diff.schema.json).
 std::string report_json(const DiffReport& report);
+/// One HTML file that needs no other.
 std::string report_html(const DiffReport& report);
+/// Writes text, such as a report, to a file, which is whole or not there. Error `io`.
+void save_text(const std::filesystem::path& file, const std::string& text);
 
+/// How many faults were found, and where they are.
 struct SelftestResult {
   struct Case {
     std::string fault;  ///< empty: a clean run

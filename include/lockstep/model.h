@@ -43,6 +43,7 @@ enum class Packing {
   on_use
 };
 
+/// How a model is loaded and computes.
 struct ModelOptions {
   Precision precision = Precision::exact;
   std::string isa;           ///< kernels to use; empty: the best this processor runs
@@ -82,6 +83,7 @@ struct ModelInfo {
   std::vector<std::string> unread_keys;  ///< config keys that nothing read, all without influence
 };
 
+/// Config, weights and tokenizer, safe to use from many threads at once.
 class Model {
  public:
   /// Loads a `.gguf` file or a model directory. Error if anything in config or weights is missing,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -28,12 +29,14 @@ KvType parse_kv_type(std::string_view name);
 /// i16 for `fast`, else f16.
 KvType default_kv_type(Precision precision);
 
+/// What a session keeps, and how.
 struct SessionOptions {
   int64_t context = 0;                 ///< most tokens the session holds; 0: the model's context length
   std::optional<KvType> kv_type = {};  ///< none: default_kv_type of the model's precision
   int64_t chunk = 256;                 ///< most rows of one forward pass in prefill; no result depends on it
 };
 
+/// A timeline of tokens with its keys and values. For one thread at a time.
 class Session {
  public:
   explicit Session(std::shared_ptr<const Model> model, const SessionOptions& options = {});
@@ -43,8 +46,10 @@ class Session {
 
   /// Makes the timeline equal to `ids`, keeping the prefix that it already has in common with them,
   /// and returns the logits [vocab] after the last one. The whole sequence is always passed.
-  /// Errors: `invalid_argument` (empty, id out of range), `context_full`.
-  Tensor sync(std::span<const int32_t> ids, Taps& taps);
+  /// `go_on` is called after each chunk with the length that is reached; if it returns false, what was
+  /// computed stays, and no logits are returned (an empty tensor). Errors: `invalid_argument` (empty, id out
+  /// of range), `context_full`.
+  Tensor sync(std::span<const int32_t> ids, Taps& taps, const std::function<bool(int64_t)>& go_on = {});
   Tensor sync(std::span<const int32_t> ids);
 
   /// Appends tokens and returns the logits of each, [ids.size(), vocab].
@@ -69,7 +74,8 @@ class Session {
                                              std::span<const std::span<const int32_t>> ids, Taps& taps);
   void check(std::span<const int32_t> ids) const;
   void keep_room(int64_t count) const;
-  Tensor run(std::span<const int32_t> ids, bool every_row, Taps& taps);
+  Tensor run(std::span<const int32_t> ids, bool every_row, Taps& taps,
+             const std::function<bool(int64_t)>& go_on = {});
 
   std::shared_ptr<const Model> model_;
   SessionOptions options_;

@@ -52,6 +52,7 @@ class Tokenizer {
 
   /// One more than the largest id.
   int64_t vocab_size() const;
+  /// The id of a token as the vocabulary spells it, "<s>"; nothing: there is none.
   std::optional<int32_t> id_of(std::string_view token) const;
   std::optional<int32_t> bos() const;
   std::optional<int32_t> eos() const;
@@ -85,6 +86,7 @@ class StreamingDetokenizer {
   std::unique_ptr<State> state_;
 };
 
+/// One turn of a conversation, as chat templates name it.
 struct Message {
   std::string role;  ///< "system", "user", "assistant"
   std::string content;

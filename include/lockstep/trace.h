@@ -57,6 +57,7 @@ std::optional<Site> find_site(std::string_view name);
 /// Layer of the sites that belong to none.
 inline constexpr int kNoLayer = -1;
 
+/// What an observer does with a tensor that is only computed for those who ask.
 enum class Interest : uint8_t { none, read, change };
 
 /// Looks at, replaces or damages the tensors of a forward pass, in the order they are computed.

@@ -1,12 +1,13 @@
 #include <histedit.h>
+#include <langinfo.h>
 #include <unistd.h>
 
-#include <atomic>
-#include <csignal>
+#include <clocale>
 #include <cstdio>
 #include <filesystem>
 #include <iostream>
 #include <optional>
+#include <string_view>
 
 #include "cli.h"
 #include "lockstep/error.h"
@@ -29,14 +30,25 @@ constexpr const char* kHelp =
     "  /quit           leave (also Ctrl-D)\n"
     "Ctrl-C stops a reply. A line that ends in \\ goes on in the next one.\n";
 
-std::atomic<bool> interrupted{false};
-void on_interrupt(int) { interrupted = true; }
+// Line editing takes letters as the locale has them, and drops what it has not. Where it has ASCII alone the
+// terminal still sends UTF-8.
+void speak_utf8() {
+  std::setlocale(LC_CTYPE, "");
+  if (std::string_view(nl_langinfo(CODESET)) != "UTF-8") std::setlocale(LC_CTYPE, "C.UTF-8");
+}
+
+std::string trimmed(const std::string& text) {
+  constexpr const char* kSpace = " \t\r";
+  const size_t first = text.find_first_not_of(kSpace);
+  return first == text.npos ? "" : text.substr(first, text.find_last_not_of(kSpace) - first + 1);
+}
 
 // Lines from a terminal, with editing and a history that is kept, or from a pipe.
 class LineReader {
  public:
   LineReader() {
     if (isatty(STDIN_FILENO) == 0) return;
+    speak_utf8();
     edit_ = el_init("lockstep", stdin, stdout, stderr);
     history_ = history_init();
     history(history_, &event_, H_SETSIZE, 1000);
@@ -84,7 +96,7 @@ class LineReader {
     if (edit_ == nullptr) return static_cast<bool>(std::getline(std::cin, line));
     int count = 0;
     const char* typed = el_gets(edit_, &count);
-    if (typed == nullptr && interrupted.exchange(false)) {  // meant for a reply that has just ended
+    if (typed == nullptr && take_interrupt()) {  // meant for a reply that has just ended
       std::printf("\n");
       line.clear();
       return true;
@@ -108,6 +120,7 @@ class Conversation {
       : options_(flags.generate.options),
         model_(std::move(model)),
         session_(model_, flags.model.session_options()) {
+    options_.on_prompt = show_prompt;
     if (model_->chat_template() == nullptr) {
       throw Error(ErrorCode::unsupported,
                   "[chat] model: expected one with a chat template, got none; try lockstep generate");
@@ -119,11 +132,17 @@ class Conversation {
   bool command(const std::string& line) {
     if (line == "/quit" || line == "/exit") return false;
     if (line == "/new") {
-      forget_after(first_turn());
+      messages_.resize(first_turn());
+      std::printf("The conversation is forgotten.\n");
     } else if (line == "/undo") {
-      if (messages_.size() >= first_turn() + 2) messages_.resize(messages_.size() - 2);
+      const bool any = messages_.size() >= first_turn() + 2;
+      if (any) messages_.resize(messages_.size() - 2);
+      std::printf(any ? "The last question is taken back.\n" : "There is no question to take back.\n");
+    } else if (line == "/system") {
+      std::printf("/system: expected a message after it, got none\n");
     } else if (line.starts_with("/system ")) {
       messages_ = {{"system", line.substr(8)}};
+      std::printf("The conversation begins anew.\n");
     } else {
       if (line != "/help") std::printf("No command of that name: %s\n", line.c_str());
       std::fputs(kHelp, stdout);
@@ -133,17 +152,23 @@ class Conversation {
 
   void ask(const std::string& text) {
     messages_.push_back({"user", text});
-    interrupted = false;
+    take_interrupt();
     try {
       const std::string prompt = model_->chat_template()->render(messages_, true);
       const auto ids = model_->tokenizer().encode(prompt, false);
       const Generation reply = generate(session_, ids, options_, [](std::string_view piece) {
         std::fwrite(piece.data(), 1, piece.size(), stdout);
         std::fflush(stdout);
-        return !interrupted && std::ferror(stdout) == 0;
+        return !interrupted() && std::ferror(stdout) == 0;
       });
+      hide_progress();
       std::printf("\n");
-      messages_.push_back({"assistant", reply.text});
+      if (const std::string why = cut_short(reply, options_); !why.empty())
+        std::printf("[%s]\n", why.c_str());
+      if (reply.ids.empty() && interrupted())
+        messages_.pop_back();  // while it was read: as if it had not been asked
+      else
+        messages_.push_back({"assistant", reply.text});
     } catch (const Error& error) {
       // The question is taken back, so that the conversation can go on.
       messages_.pop_back();
@@ -155,7 +180,6 @@ class Conversation {
 
  private:
   size_t first_turn() const { return !messages_.empty() && messages_[0].role == "system" ? 1 : 0; }
-  void forget_after(size_t count) { messages_.resize(count); }
 
   GenerateOptions options_;
   std::shared_ptr<const Model> model_;
@@ -167,12 +191,13 @@ void run(const Flags& flags) {
   Conversation conversation(flags, flags.model.load());
   LineReader reader;
   if (reader.terminal()) std::printf("/help lists the commands.\n");
-  std::signal(SIGINT, on_interrupt);
-  while (const auto line = reader.next()) {
-    if (line->empty()) continue;
-    if (line->front() != '/') {
-      conversation.ask(*line);
-    } else if (!conversation.command(*line)) {
+  catch_interrupts(false);
+  while (const auto typed = reader.next()) {
+    const std::string line = trimmed(*typed);
+    if (line.empty()) continue;
+    if (line.front() != '/') {
+      conversation.ask(line);
+    } else if (!conversation.command(line)) {
       break;
     }
   }

@@ -32,6 +32,9 @@ struct ModelFlags {
   SessionOptions session_options() const;
 };
 
+/// Error `invalid_argument` if a file that is to be written is one of the model's own.
+void require_other_file(const std::string& output, const std::filesystem::path& model);
+
 /// A model to look at or to encode texts with: its weights are not packed before a pass uses them.
 std::shared_ptr<const Model> open_model(const std::filesystem::path& path);
 
@@ -60,6 +63,8 @@ void declare_selftest(CLI::App& app);
 
 /// --inject on a verb. `list` prints the faults and ends there, whatever else the verb requires.
 void declare_inject(CLI::App& verb, std::string& fault, const std::string& description);
+/// Why a reply ended before the model ended it, for whoever reads it; empty: it did not.
+std::string cut_short(const Generation& reply, const GenerateOptions& options);
 /// "1 thread", "2 threads".
 std::string counted(int64_t count, const std::string& what);
 /// A file's contents; "-" reads standard input. Error if it cannot be read.
@@ -70,5 +75,14 @@ std::vector<int32_t> parse_ids(const std::string& text);
 void show_progress(const std::string& what, double share);
 /// Frees the line of what is drawn, if anything is.
 void hide_progress();
+/// How much of a prompt is computed; false once Ctrl-C was pressed (GenerateOptions::on_prompt).
+bool show_prompt(int64_t done, int64_t all);
+
+/// From here on Ctrl-C does not end the process. once: but the second does.
+void catch_interrupts(bool once);
+/// Whether it was pressed.
+bool interrupted();
+/// The same, and forgets it.
+bool take_interrupt();
 
 }  // namespace lockstep::cli

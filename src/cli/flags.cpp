@@ -16,7 +16,7 @@ namespace lockstep::cli {
 void ModelFlags::declare(CLI::App& verb, bool with_context) {
   verb.add_option("-m,--model", model,
                   "a .gguf file, a model directory, a hub id org/name in the local cache, or a name "
-                  "from `lockstep pull --list`; default: SmolLM2-135M-Instruct")
+                  "from `lockstep pull --list`; default: smollm2 (SmolLM2-135M-Instruct)")
       ->type_name("MODEL")
       ->check(not_empty("a model"));
   verb.add_option("-t,--threads", threads, "threads; 0: as many as this machine gives the process")
@@ -26,7 +26,9 @@ void ModelFlags::declare(CLI::App& verb, bool with_context) {
                   "that does little harm, bf16 where weights are, attention in 16-bit fixed point")
       ->check(taken_by([](const std::string& name) { parse_precision(name); }))
       ->capture_default_str();
-  verb.add_option("--isa", isa, "kernels to use: avx512bf16, avx512, avx2 or scalar; default: the best here")
+  verb.add_option("--isa", isa,
+                  "kernels to use: avx512bf16, avx512, avx2 or scalar (to check, many times slower); "
+                  "default: the best here")
       ->check(taken_by([](const std::string& name) { check_isa(name); }));
   if (with_context) {
     verb.add_option("-c,--context", context, "most tokens in the session; 0: the model's own limit")
@@ -50,7 +52,27 @@ std::shared_ptr<const Model> ModelFlags::load(Packing packing, const std::string
   options.config_patch = config_patch;
   options.progress = [](double share) { show_progress("Loading", share); };
   options.packing = packing;
-  return Model::load(resolve_model(model), options);
+  auto loaded = Model::load(resolve_model(model), options);
+  if (context > loaded->info().context) {
+    hide_progress();
+    std::fprintf(stderr, "lockstep: -c %lld is more than the %lld tokens that the model was made for\n",
+                 static_cast<long long>(context), static_cast<long long>(loaded->info().context));
+  }
+  return loaded;
+}
+
+void require_other_file(const std::string& output, const std::filesystem::path& model) {
+  namespace fs = std::filesystem;
+  std::error_code none;
+  bool own = fs::equivalent(model, output, none);
+  if (fs::is_directory(model, none)) {
+    const fs::path name = fs::path(output).filename();
+    own = fs::equivalent(model / name, output, none) &&
+          (name.extension() == ".json" || name.string().starts_with("model"));
+  }
+  if (own)
+    throw Error(ErrorCode::invalid_argument,
+                "[" + output + "] output: expected another file than the model's");
 }
 
 std::shared_ptr<const Model> open_model(const std::filesystem::path& path) {
@@ -131,6 +153,14 @@ std::vector<int32_t> parse_ids(const std::string& text) {
     at = next;
   }
   return ids;
+}
+
+std::string cut_short(const Generation& reply, const GenerateOptions& options) {
+  if (interrupted()) return "interrupted";
+  if (reply.finish_reason != "length") return "";
+  const bool all = std::ssize(reply.ids) >= options.max_tokens;
+  return all ? "cut at -n " + std::to_string(options.max_tokens)
+             : std::string("cut: the context is full, -c");
 }
 
 std::string counted(int64_t count, const std::string& what) {

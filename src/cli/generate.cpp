@@ -15,6 +15,8 @@
 namespace lockstep::cli {
 namespace {
 
+constexpr int kInterrupted = 130;  // as a shell says of SIGINT
+
 struct Flags {
   ModelFlags model;
   GenerateFlags generate;
@@ -52,6 +54,53 @@ std::string prompt_text(const Flags& flags) {
   return read_text("-");
 }
 
+// The reply as JSON, or what is said of it behind its text.
+void report(const Flags& flags, const Model& model, std::span<const int32_t> prompt, const Generation& result,
+            double load_ms) {
+  const Timings& t = result.timings;
+  if (flags.json) {
+    nlohmann::json out = {{"text", result.text},
+                          {"prompt_ids", prompt},
+                          {"ids", result.ids},
+                          {"finish_reason", result.finish_reason},
+                          {"logits_hash", hexadecimal(result.logits_hash)},
+                          {"isa", model.isa()},
+                          {"precision", precision_name(model.precision())},
+                          {"kv_type", kv_type_name(flags.model.kv())},
+                          {"threads", model.threads()},
+                          {"timings",
+                           {{"load_ms", load_ms},
+                            {"ttft_ms", t.ttft_ms},
+                            {"pack_ms", t.pack_ms},
+                            {"prefill_tps", t.prefill_tps},
+                            {"decode_tps", t.decode_tps}}}};
+    if (flags.logprobs) out["logprobs"] = logprobs_json(model.tokenizer(), result.logprobs);
+    std::printf("%s\n", out.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+    return;
+  }
+  if (t.ttft_ms == 0) {
+    std::fprintf(stderr, "%zu prompt tokens | interrupted while they were read\n", prompt.size());
+    return;
+  }
+  std::printf("\n");
+  std::fflush(stdout);
+  std::string more;
+  if (t.pack_ms >= 1) more = ", weights packed in " + std::to_string(std::lround(t.pack_ms)) + " ms more";
+  if (t.decode_tps > 0) {
+    const double gbs = static_cast<double>(model.info().token_bytes) * t.decode_tps * 1e-9;
+    char decode[80];
+    std::snprintf(decode, sizeof(decode), " | decode %.1f tokens/s, %.1f GB/s", t.decode_tps, gbs);
+    more += decode;
+  }
+  if (const std::string why = cut_short(result, flags.generate.options); !why.empty()) more += " | " + why;
+  std::fprintf(stderr,
+               "%zu prompt + %zu new tokens | prefill %.1f tokens/s, first after %.0f ms%s | %s, %s, %s | "
+               "logits %s\n",
+               prompt.size(), result.ids.size(), t.prefill_tps, t.ttft_ms, more.c_str(),
+               std::string(model.isa()).c_str(), std::string(precision_name(model.precision())).c_str(),
+               counted(model.threads(), "thread").c_str(), hexadecimal(result.logits_hash).c_str());
+}
+
 void run(const Flags& flags) {
   const std::string text = prompt_text(flags);
   const auto start = std::chrono::steady_clock::now();
@@ -62,52 +111,24 @@ void run(const Flags& flags) {
   GenerateOptions options = flags.generate.options;
   options.logprobs = flags.logprobs;
   options.observer = fault ? &*fault : nullptr;
+  options.on_prompt = show_prompt;
   const std::vector<int32_t> prompt = encode_prompt(*model, text, flags.system, flags.raw);
   TraceOptions text_of_one;
   text_of_one.sequences = {{prompt, {}}};
   text_of_one.steps = std::clamp<int64_t>(options.max_tokens - 1, 0, int64_t{1} << 20);
   require_acting(flags.fault, resolve_model(flags.model.model), text_of_one);
   Session session(model, flags.model.session_options());
+  catch_interrupts(true);
   const Generation result = generate(session, prompt, options, [&](std::string_view piece) {
-    if (flags.json) return true;
+    if (flags.json) return !interrupted();
     std::fwrite(piece.data(), 1, piece.size(), stdout);
     std::fflush(stdout);
-    return std::ferror(stdout) == 0;
+    return !interrupted() && std::ferror(stdout) == 0;
   });
-  const Timings& t = result.timings;
-  if (flags.json) {
-    nlohmann::json out = {{"text", result.text},
-                          {"prompt_ids", prompt},
-                          {"ids", result.ids},
-                          {"finish_reason", result.finish_reason},
-                          {"logits_hash", hexadecimal(result.logits_hash)},
-                          {"isa", model->isa()},
-                          {"precision", precision_name(model->precision())},
-                          {"kv_type", kv_type_name(flags.model.kv())},
-                          {"threads", model->threads()},
-                          {"timings",
-                           {{"load_ms", load.count()},
-                            {"ttft_ms", t.ttft_ms},
-                            {"pack_ms", t.pack_ms},
-                            {"prefill_tps", t.prefill_tps},
-                            {"decode_tps", t.decode_tps}}}};
-    if (options.logprobs) out["logprobs"] = logprobs_json(model->tokenizer(), result.logprobs);
-    std::printf("%s\n", out.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
-    return;
-  }
-  std::printf("\n");
-  std::fflush(stdout);
-  std::string packing;
-  if (t.pack_ms >= 1) packing = ", weights packed in " + std::to_string(std::lround(t.pack_ms)) + " ms more";
-  const double gbs = static_cast<double>(model->info().token_bytes) * t.decode_tps * 1e-9;
-  std::fprintf(stderr,
-               "%zu prompt + %zu new tokens | prefill %.1f tokens/s, first after %.0f ms%s | decode "
-               "%.1f tokens/s, %.1f GB/s | %s, %s, %s | logits %s\n",
-               prompt.size(), result.ids.size(), t.prefill_tps, t.ttft_ms, packing.c_str(), t.decode_tps, gbs,
-               std::string(model->isa()).c_str(), std::string(precision_name(model->precision())).c_str(),
-               counted(model->threads(), "thread").c_str(), hexadecimal(result.logits_hash).c_str());
+  hide_progress();
+  report(flags, *model, prompt, result, load.count());
+  if (interrupted()) throw CLI::RuntimeError(kInterrupted);
 }
-
 }  // namespace
 
 void declare_generate(CLI::App& app) {

@@ -69,7 +69,7 @@ void run(const Flags& flags) {
 void declare_inspect(CLI::App& app) {
   auto flags = std::make_shared<Flags>();
   CLI::App* verb = app.add_subcommand("inspect", "What a model's files hold");
-  verb->add_option("model", flags->model, "as for -m elsewhere; default: SmolLM2-135M-Instruct")
+  verb->add_option("-m,--model,model", flags->model, "as for -m elsewhere; default: smollm2")
       ->type_name("MODEL");
   verb->add_flag("--tensors", flags->tensors, "list every tensor");
   verb->footer("Example:\n  lockstep inspect model.gguf --tensors");

@@ -6,6 +6,7 @@
 #include "errors.h"
 #include "lockstep/checkpoint.h"
 #include "lockstep/error.h"
+#include "lockstep/hub.h"
 
 namespace lockstep::cli {
 namespace {
@@ -44,6 +45,7 @@ Tensor logits_in_batch(const std::shared_ptr<const Model>& model, const SessionO
 void run(const Flags& flags) {
   const std::vector<int32_t> ids = parse_ids(flags.ids ? *flags.ids : read_text(*flags.ids_file));
   if (ids.empty()) throw Error(ErrorCode::invalid_argument, "[ids] list: expected at least one id, got none");
+  require_other_file(flags.output, resolve_model(flags.model.model));
   const auto model = flags.model.load(Packing::second_pass);
   SessionOptions options = flags.model.session_options();
   options.chunk = flags.chunk;

@@ -25,6 +25,11 @@ void show_progress(const std::string& what, double share) {
                std::string(kWidth - filled, '.').c_str(), percent);
 }
 
+bool show_prompt(int64_t done, int64_t all) {
+  show_progress("Reading the prompt", static_cast<double>(done) / static_cast<double>(all));
+  return !interrupted();
+}
+
 void hide_progress() {
   if (shown >= 0) std::fprintf(stderr, "\r\033[K");
   shown = -1;

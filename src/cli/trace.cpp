@@ -162,10 +162,7 @@ Floor floor_of(const DiffFlags& flags, const std::string& policy) {
 
 void finish(const DiffFlags& flags, const DiffReport& report) {
   if (!flags.html.empty()) {
-    std::ofstream file(flags.html, std::ios::binary);
-    file << report_html(report);
-    file.close();
-    if (!file) throw Error(ErrorCode::io, "[" + flags.html + "] write: expected a file that can be written");
+    save_text(flags.html, report_html(report));
     std::fprintf(stderr, "%s: the report, for a browser\n", flags.html.c_str());
   }
   std::fputs(flags.json ? (report_json(report) + "\n").c_str()
@@ -297,6 +294,7 @@ void run_replay(const DiffFlags& flags) {
         require_acting(flags.fault, model, following(options, reference));
         const DiffReport report = replay(model, options, reference, floor_of(flags, policy), flags.site);
         if (!flags.bundle.empty() && !report.scores.empty()) {
+          require_other_file(flags.bundle, model);
           write_bundle(flags.bundle, model, reference, report.first ? *report.first : report.scores.at(0),
                        policy);
           std::fprintf(stderr, "%s: run it again with lockstep replay %s%s\n", flags.bundle.c_str(),
@@ -323,10 +321,7 @@ void run_floor(const FloorFlags& flags) {
     const auto parsed = nlohmann::json::parse(floor);
     for (const auto& warning : parsed.at("warnings"))
       print_error("[floor] warning: " + warning.get<std::string>());
-    std::ofstream file(flags.out, std::ios::binary);
-    file << floor << "\n";
-    file.close();
-    if (!file) throw Error(ErrorCode::io, "[" + flags.out + "] write: expected a file that can be written");
+    save_text(flags.out, floor + "\n");
     std::fprintf(stderr, "%s: the noise floor of %s\n", flags.out.c_str(), flags.policy.c_str());
   });
 }

@@ -199,7 +199,10 @@ Gguf::Gguf(std::span<const std::byte> bytes, const std::string& where) : where_(
   Cursor cursor(bytes, where);
   const auto magic = cursor.read<uint32_t>("magic");
   if (magic != kMagic) {
-    fail(ErrorCode::format, "[{}: byte 0] magic: expected \"GGUF\", got 0x{:08x}", where, magic);
+    fail(ErrorCode::format,
+         "[{}: byte 0] magic: expected \"GGUF\", got 0x{:08x}; a model is a .gguf file or a directory "
+         "with a config.json",
+         where, magic);
   }
   const auto version = cursor.read<uint32_t>("version");
   if (version != 2 && version != 3) {

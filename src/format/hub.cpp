@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <fstream>
+#include <optional>
 
 #include "format/presence.h"
 #include "format/pull.h"
@@ -12,9 +13,17 @@ namespace {
 
 namespace fs = std::filesystem;
 
+std::string lower_case(std::string_view text) {
+  std::string lower(text);
+  for (char& c : lower) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  return lower;
+}
+
+// By its name or by that of its file, with or without what follows a point: "SmolLM2-135M-Instruct".
 const PackagedModel* find_packaged(std::string_view name) {
+  const std::string wanted = lower_case(name);
   for (const PackagedModel& model : packaged_models()) {
-    if (model.name == name) return &model;
+    if (wanted == model.name || lower_case(model.file).starts_with(wanted + ".")) return &model;
   }
   return nullptr;
 }
@@ -51,32 +60,32 @@ bool is_hub_id(std::string_view name) {
          name.find('/', slash + 1) == std::string_view::npos && name.front() != '.' && name.front() != '~';
 }
 
-// What a snapshot offers: itself if it has a config, else its only .gguf file.
-fs::path model_in(const fs::path& snapshot) {
-  if (is_there(snapshot / "config.json")) return snapshot;
-  std::vector<fs::path> files;
-  for (const fs::path& entry : entries_of(snapshot)) {
-    if (entry.extension() == ".gguf") files.push_back(entry);
-  }
-  if (files.size() == 1) return files[0];
-  fail(ErrorCode::not_found,
-       "[{}] model: expected a config.json or one .gguf file, got {} .gguf files; name one with -m",
-       snapshot.string(), files.size());
-}
-
-fs::path resolve_hub_id(std::string_view name) {
+// The newest snapshot of org/name in the local cache.
+std::optional<fs::path> find_snapshot(std::string_view name) {
   std::string folder = "models--" + std::string(name);
   folder.replace(folder.find('/'), 1, "--");
   const fs::path root = hugging_face_cache() / folder;
   std::string revision;
   std::ifstream(root / "refs" / "main") >> revision;
   const fs::path snapshot = root / "snapshots" / revision;
-  if (revision.empty() || !is_folder(snapshot)) {
-    fail(ErrorCode::not_found,
-         "[{}] model: expected such a path here or it in {}, got neither; fetch it with: hf download {}",
-         name, hugging_face_cache().string(), name);
+  if (revision.empty() || !is_folder(snapshot)) return std::nullopt;
+  return snapshot;
+}
+
+// What a directory offers: itself if it has a config or no .gguf file, else its only one.
+fs::path model_in(const fs::path& directory) {
+  if (is_there(directory / "config.json")) return directory;
+  std::vector<fs::path> files;
+  std::string names;
+  for (const fs::path& entry : entries_of(directory)) {
+    if (entry.extension() != ".gguf") continue;
+    files.push_back(entry);
+    names += (names.empty() ? "" : ", ") + entry.filename().string();
   }
-  return model_in(snapshot);
+  if (files.empty()) return directory;
+  if (files.size() == 1) return files[0];
+  fail(ErrorCode::not_found, "[{}] model: expected a config.json or one .gguf file, got {}; name one of them",
+       directory.string(), names);
 }
 
 }  // namespace
@@ -102,6 +111,7 @@ fs::path models_directory() { return directory_of("XDG_CACHE_HOME", ".cache") / 
 
 fs::path resolve_model(std::string_view name) {
   if (name.empty()) name = kDefaultModel;
+  if (is_folder(name)) return model_in(name);
   if (is_there(name)) return name;
   if (const PackagedModel* model = find_packaged(name)) {
     const fs::path file = models_directory() / model->file;
@@ -109,8 +119,19 @@ fs::path resolve_model(std::string_view name) {
     fail(ErrorCode::not_found, "[{}] model: expected it in {}, got nothing; fetch it with: lockstep pull {}",
          name, models_directory().string(), name);
   }
-  if (name.ends_with(".gguf")) fail(ErrorCode::not_found, "[{}] model: expected a file, got nothing", name);
-  if (is_hub_id(name)) return resolve_hub_id(name);
+  if (name.ends_with(".gguf")) {
+    const std::string_view id = name.substr(0, name.rfind('/'));  // org/name/FILE.gguf
+    const auto snapshot = is_hub_id(id) ? find_snapshot(id) : std::nullopt;
+    if (snapshot && is_there(*snapshot / name.substr(id.size() + 1)))
+      return *snapshot / name.substr(id.size() + 1);
+    fail(ErrorCode::not_found, "[{}] model: expected a file, got nothing", name);
+  }
+  if (is_hub_id(name)) {
+    if (const auto snapshot = find_snapshot(name)) return model_in(*snapshot);
+    fail(ErrorCode::not_found,
+         "[{}] model: expected such a path here or it in {}, got neither; fetch it with: hf download {}",
+         name, hugging_face_cache().string(), name);
+  }
   fail(ErrorCode::not_found,
        "[{}] model: expected a file, a directory, a hub id org/name or one of: {}; got a name that is none "
        "of them",

@@ -72,10 +72,17 @@ Generation generate(Session& session, std::span<const int32_t> prompt, const Gen
   result.timings.reused =
       std::min<int64_t>(past.first - session.tokens().begin(), static_cast<int64_t>(prompt.size()) - 1);
   Taps taps(options.observer);
-  Tensor logits = session.sync(prompt, taps);
-  result.timings.ttft_ms = seconds_since(start) * 1e3;
-  const auto computed = static_cast<double>(prompt.size()) - static_cast<double>(result.timings.reused);
-  result.timings.prefill_tps = computed / seconds_since(start);
+  const auto all = std::ssize(prompt);
+  Tensor logits = session.sync(
+      prompt, taps, [&](int64_t done) { return !options.on_prompt || options.on_prompt(done, all); });
+  const double prefill_seconds = seconds_since(start);
+  result.timings.prefill_tps =
+      static_cast<double>(session.length() - result.timings.reused) / prefill_seconds;
+  if (logits.empty()) {
+    result.finish_reason = "stop";
+    return result;
+  }
+  result.timings.ttft_ms = prefill_seconds * 1e3;
 
   auto decode_start = Clock::now();
   int64_t passes = 0;  // of decode

@@ -133,12 +133,12 @@ Logprobs logprobs(std::span<const float> logits, int32_t chosen, int64_t count) 
   const auto of = [&](int32_t id) { return TokenLogprob{id, static_cast<float>(logits[id] - log_total)}; };
   std::vector<int32_t> order(logits.size());
   std::iota(order.begin(), order.end(), 0);
-  const auto kept = std::min<size_t>(static_cast<size_t>(count), order.size());
-  std::partial_sort(
-      order.begin(), order.begin() + static_cast<ptrdiff_t>(kept), order.end(),
-      [&](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; });
+  const auto kept = std::clamp<int64_t>(count, 0, std::ssize(order));
+  std::partial_sort(order.begin(), order.begin() + kept, order.end(), [&](int32_t a, int32_t b) {
+    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+  });
   Logprobs result{of(chosen), {}};
-  for (size_t i = 0; i < kept; ++i) result.top.push_back(of(order[i]));
+  for (int64_t i = 0; i < kept; ++i) result.top.push_back(of(order[i]));
   return result;
 }
 

@@ -69,7 +69,8 @@ void Session::keep_room(int64_t count) const {
 }
 
 // Runs checked tokens in chunks and gathers the logits of every row, or of the last.
-Tensor Session::run(std::span<const int32_t> ids, bool every_row, Taps& taps) {
+Tensor Session::run(std::span<const int32_t> ids, bool every_row, Taps& taps,
+                    const std::function<bool(int64_t)>& go_on) {
   const int64_t vocab = model_->info().vocab;
   Tensor result({every_row ? static_cast<int64_t>(ids.size()) : 1, vocab});
   const auto chunk = static_cast<size_t>(options_.chunk);
@@ -85,11 +86,12 @@ Tensor Session::run(std::span<const int32_t> ids, bool every_row, Taps& taps) {
     if (logits.shape()[0] > 0) std::copy_n(logits.data(), logits.size(), result.row(row));
     tokens_.insert(tokens_.end(), part.begin(), part.end());
     cache_->drop_before(length());
+    if (go_on && !go_on(length())) return {};
   }
   return result;
 }
 
-Tensor Session::sync(std::span<const int32_t> ids, Taps& taps) {
+Tensor Session::sync(std::span<const int32_t> ids, Taps& taps, const std::function<bool(int64_t)>& go_on) {
   check(ids);
   if (static_cast<int64_t>(ids.size()) > context_) {
     fail(ErrorCode::context_full, "[session] context: expected at most {} tokens, got {}", context_,
@@ -98,7 +100,8 @@ Tensor Session::sync(std::span<const int32_t> ids, Taps& taps) {
   const auto common = std::mismatch(tokens_.begin(), tokens_.end(), ids.begin(), ids.end()).first;
   // The last token is always computed: its logits are what the caller wants.
   rewind(std::min<int64_t>(common - tokens_.begin(), static_cast<int64_t>(ids.size()) - 1));
-  return run(ids.subspan(static_cast<size_t>(length())), false, taps).reshaped({model_->info().vocab});
+  Tensor logits = run(ids.subspan(static_cast<size_t>(length())), false, taps, go_on);
+  return logits.empty() ? std::move(logits) : std::move(logits).reshaped({model_->info().vocab});
 }
 
 Tensor Session::sync(std::span<const int32_t> ids) {

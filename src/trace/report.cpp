@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <span>
 
+#include "format/write_file.h"
 #include "lockstep/divergence.h"
 #include "tensor/fail.h"
 
@@ -234,6 +236,11 @@ std::string report_html(const DiffReport& report) {
     out += "</table>\n";
   }
   return out;
+}
+
+void save_text(const std::filesystem::path& file, const std::string& text) {
+  const auto bytes = std::as_bytes(std::span(text));
+  write_file(file, {&bytes, 1});
 }
 
 }  // namespace lockstep

@@ -138,6 +138,34 @@ TEST(Generate, Ends) {
   EXPECT_THROW(generate(session, {}, options), Error);
 }
 
+// What was computed before somebody stopped is not lost.
+TEST(Generate, APromptCanBeStopped) {
+  const auto model = text_model("llama-text");
+  const auto ids = encode_prompt(*model, "one two three four five six seven", {}, false);
+  SessionOptions brief;
+  brief.kv_type = KvType::f32;
+  brief.chunk = 2;
+  Session session(model, brief);
+  GenerateOptions options;
+  options.max_tokens = 4;
+  std::vector<int64_t> done;
+  options.on_prompt = [&](int64_t tokens, int64_t all) {
+    EXPECT_EQ(all, std::ssize(ids));
+    done.push_back(tokens);
+    return tokens < 4;
+  };
+  const Generation stopped = generate(session, ids, options);
+  EXPECT_EQ(done, (std::vector<int64_t>{2, 4}));
+  EXPECT_EQ(stopped.finish_reason, "stop");
+  EXPECT_TRUE(stopped.ids.empty());
+  EXPECT_EQ(session.length(), 4);
+  options.on_prompt = {};
+  const Generation resumed = generate(session, ids, options);
+  EXPECT_EQ(resumed.timings.reused, 4);
+  Session other = session_of(model);
+  EXPECT_EQ(resumed.ids, generate(other, ids, options).ids);
+}
+
 // A pass that yields an end id is one of decode, too.
 TEST(Generate, SpeedCountsThePassThatEndsIt) {
   const auto ids = encode_prompt(*text_model("llama-text"), "one two three four", {}, false);
