@@ -172,6 +172,7 @@ class Conversation {
     } catch (const Error& error) {
       // The question is taken back, so that the conversation can go on.
       messages_.pop_back();
+      hide_progress();
       std::printf("%s%s\n", error.what(),
                   error.code() == ErrorCode::context_full ? " (/new begins anew)" : "");
     }

@@ -145,8 +145,10 @@ std::vector<int32_t> parse_ids(const std::string& text) {
     int32_t id = 0;
     const auto [next, error] = std::from_chars(at, end, id);
     if (error != std::errc()) {
+      const bool large = error == std::errc::result_out_of_range;
       throw Error(ErrorCode::invalid_argument,
-                  "[ids] list: expected numbers divided by commas, got \"" +
+                  std::string("[ids] list: expected numbers ") +
+                      (large ? "of at most 2147483647" : "divided by commas") + ", got \"" +
                       std::string(at, std::min<size_t>(20, static_cast<size_t>(end - at))) + "\"");
     }
     ids.push_back(id);

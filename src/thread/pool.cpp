@@ -22,8 +22,6 @@ void pause() {
 #endif
 }
 
-}  // namespace
-
 // Whether thread `id` stands still while `waits`: the system has given its processor to another process.
 // Takes some microseconds.
 template <typename Waits>
@@ -32,6 +30,8 @@ bool stands_still(pid_t id, const Waits& waits) {
   for (int spin = 0; spin < kSpins / 4 && waits(); ++spin) pause();
   return waits() && before >= 0 && run_time(id) == before;
 }
+
+}  // namespace
 
 Pool::Pool(int threads) {
   const int count = threads > 0 ? threads : usable_threads();

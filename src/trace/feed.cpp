@@ -39,13 +39,8 @@ class Replayer : public Observer {
   }
 
   void observe(int layer, Site site, Tensor& tensor) override {
-    if (injection_ != nullptr && injection_->before)
-      injection_->before(facts_, rows_, layer, site, tensor, seen_);
-    exchange(layer, site, tensor);
-    if (injection_ == nullptr) return;
-    if (std::ranges::find(injection_->keeps, site) != injection_->keeps.end())
-      seen_.insert_or_assign(site, tensor.clone());
-    if (injection_->after) injection_->after(facts_, rows_, layer, site, tensor, seen_);
+    if (injection_ == nullptr) return exchange(layer, site, tensor);
+    injection_->around(facts_, rows_, layer, site, tensor, seen_, [&] { exchange(layer, site, tensor); });
   }
 
  private:

@@ -1,6 +1,7 @@
 // How a fault does its damage: hooks around the recording of a site.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -52,6 +53,16 @@ struct Injection {
   std::optional<Site> inner = {};      // the inner site it changes
   int least_head = 0, most_head = -1;  // those it is confined to; -1: all
   int most_layer = 0;
+
+  /// Does its damage to a site that `look` looks at in between.
+  template <typename Look>
+  void around(const ModelFacts& facts, const PassRows& rows, int layer, Site site, Tensor& tensor,
+              std::map<Site, Tensor>& seen, const Look& look) const {
+    if (before) before(facts, rows, layer, site, tensor, seen);
+    look();
+    if (std::ranges::find(keeps, site) != keeps.end()) seen.insert_or_assign(site, tensor.clone());
+    if (after) after(facts, rows, layer, site, tensor, seen);
+  }
 };
 const std::vector<Injection>& injections();
 /// "NAME" or "NAME@layer=3". Error `invalid_argument` naming those there are.

@@ -74,15 +74,14 @@ class Recorder : public Observer {
   }
 
   void observe(int layer, Site site, Tensor& tensor) override {
-    if (injection_ != nullptr && injection_->before)
-      injection_->before(facts_, rows_, layer, site, tensor, seen_);
-    if (ties_ && site == Site::router_weights) ties_->settle(rows_, layer, router_logits_, tensor);
-    if (in_level(site, options_.level) && in_layers(layer)) record(layer, site, tensor);
-    if (injection_ != nullptr) {
-      if (std::ranges::find(injection_->keeps, site) != injection_->keeps.end())
-        seen_.insert_or_assign(site, tensor.clone());
-      if (injection_->after) injection_->after(facts_, rows_, layer, site, tensor, seen_);
-    }
+    const auto look = [&] {
+      if (ties_ && site == Site::router_weights) ties_->settle(rows_, layer, router_logits_, tensor);
+      if (in_level(site, options_.level) && in_layers(layer)) record(layer, site, tensor);
+    };
+    if (injection_ != nullptr)
+      injection_->around(facts_, rows_, layer, site, tensor, seen_, look);
+    else
+      look();
     if (ties_ && site == Site::router_logits) router_logits_ = tensor.clone();
   }
 
@@ -323,10 +322,7 @@ void FaultObserver::observe(int layer, Site site, Tensor& tensor) {
       s.rows.positions.push_back(static_cast<int32_t>(s.next_position++));
     s.rows.sequences.assign(s.rows.positions.size(), 0);
   }
-  if (s.injection.before) s.injection.before(s.facts, s.rows, layer, site, tensor, s.seen);
-  if (std::ranges::find(s.injection.keeps, site) != s.injection.keeps.end())
-    s.seen.insert_or_assign(site, tensor.clone());
-  if (s.injection.after) s.injection.after(s.facts, s.rows, layer, site, tensor, s.seen);
+  s.injection.around(s.facts, s.rows, layer, site, tensor, s.seen, [] {});
 }
 
 std::optional<std::string> cannot_act(const Fault& fault, const std::filesystem::path& path,
