@@ -61,7 +61,7 @@ class LineReader {
       file_ = models_directory().parent_path() / "chat_history";
       history(history_, &event_, H_LOAD, file_.c_str());
     } catch (const Error&) {
-      // Without a home directory nothing is remembered.
+      file_.clear();  // without a home directory nothing is remembered
     }
   }
   ~LineReader() {

@@ -67,7 +67,7 @@ std::optional<fs::path> find_snapshot(std::string_view name) {
   const fs::path root = hugging_face_cache() / folder;
   std::string revision;
   std::ifstream(root / "refs" / "main") >> revision;
-  const fs::path snapshot = root / "snapshots" / revision;
+  fs::path snapshot = root / "snapshots" / revision;
   if (revision.empty() || !is_folder(snapshot)) return std::nullopt;
   return snapshot;
 }
