@@ -50,7 +50,7 @@ struct ModelOptions {
   int threads = 0;           ///< 0: as many as the machine gives this process
   std::string config_patch;  ///< JSON that replaces keys of the config (RFC 7396); empty: none
   /// Called with the share of the weights' bytes read so far, 0..1, from the loading thread, until all are
-  /// packed or the first pass is over; with 1 when `load` returns, too. It must not use the model.
+  /// packed or the first pass is over; with 1 whenever packing pauses, too. It must not use the model.
   std::function<void(double)> progress;
   Packing packing = Packing::at_load;
 };

@@ -157,14 +157,6 @@ std::vector<int32_t> parse_ids(const std::string& text) {
   return ids;
 }
 
-std::string cut_short(const Generation& reply, const GenerateOptions& options) {
-  if (interrupted()) return "interrupted";
-  if (reply.finish_reason != "length") return "";
-  const bool all = std::ssize(reply.ids) >= options.max_tokens;
-  return all ? "cut at -n " + std::to_string(options.max_tokens)
-             : std::string("cut: the context is full, -c");
-}
-
 std::string counted(int64_t count, const std::string& what) {
   return std::to_string(count) + " " + what + (count == 1 ? "" : "s");
 }

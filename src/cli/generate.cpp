@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <span>
 #include <string>
 
 #include "cli.h"
@@ -129,7 +130,16 @@ void run(const Flags& flags) {
   report(flags, *model, prompt, result, load.count());
   if (interrupted()) throw CLI::RuntimeError(kInterrupted);
 }
+
 }  // namespace
+
+std::string cut_short(const Generation& reply, const GenerateOptions& options) {
+  if (interrupted()) return "interrupted";
+  if (reply.finish_reason != "length") return "";
+  const bool all = std::ssize(reply.ids) >= options.max_tokens;
+  return all ? "cut at -n " + std::to_string(options.max_tokens)
+             : std::string("cut: the context is full, -c");
+}
 
 void declare_generate(CLI::App& app) {
   auto flags = std::make_shared<Flags>();
