@@ -61,8 +61,6 @@ void declare_floor(CLI::App& app);
 void declare_check(CLI::App& app);
 void declare_selftest(CLI::App& app);
 
-/// --inject on a verb. `list` prints the faults and ends there, whatever else the verb requires.
-void declare_inject(CLI::App& verb, std::string& fault, const std::string& description);
 /// Why a reply ended before the model ended it, for whoever reads it; empty: it did not.
 std::string cut_short(const Generation& reply, const GenerateOptions& options);
 /// "1 thread", "2 threads".

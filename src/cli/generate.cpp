@@ -12,6 +12,7 @@
 #include "lockstep/divergence.h"
 #include "lockstep/error.h"
 #include "lockstep/hub.h"
+#include "verdict.h"
 
 namespace lockstep::cli {
 namespace {

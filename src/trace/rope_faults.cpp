@@ -63,15 +63,14 @@ Injection misplaced(Fault fault, Cannot cannot, Position position) {
     rotate(x, facts.head_dim, false, facts.rope_theta,
            [&](int64_t t) { return position(rows, static_cast<size_t>(t)); });
   };
-  return {std::move(fault),
-          [=](const ModelFacts& facts, const Sequences& sequences) {
-            const Why why = cannot(facts, sequences);
-            return why ? why : default_rope(facts, sequences);
-          },
-          {},
-          rotated_anew(rotate_there),
-          {},
-          kBeforeRope};
+  return {.fault = std::move(fault),
+          .cannot =
+              [=](const ModelFacts& facts, const Sequences& sequences) {
+                const Why why = cannot(facts, sequences);
+                return why ? why : default_rope(facts, sequences);
+              },
+          .before = rotated_anew(rotate_there),
+          .keeps = kBeforeRope};
 }
 
 json without_rope_scaling(const ModelFacts& facts) {
@@ -117,91 +116,70 @@ bool k_divides_as_q(const ModelFacts& f) {
 
 std::vector<Injection> rope_faults() {
   std::vector<Injection> all;
-  all.push_back({fault("rope-interleaved", 1, "rotates neighbours where halves are paired", "q_rope", "all"),
-                 default_rope,
-                 {},
-                 rotated_anew([](const ModelFacts& f, const PassRows& rows, Tensor& x) {
-                   rotate(x, f.head_dim, true, f.rope_theta,
-                          [&](int64_t t) { return rows.positions[static_cast<size_t>(t)]; });
-                 }),
-                 {},
-                 kBeforeRope});
   all.push_back(
-      {fault("qk-not-unpermuted", 1, "leaves Q and K in the row order of GGUF files", "q_proj", "all"),
-       always,
-       {},
-       [](const ModelFacts& f, const PassRows&, int, Site site, Tensor& x, Seen&) {
-         if (site == Site::q_proj) unpermute_columns(x, f.heads);
-         if (site == Site::k_proj) unpermute_columns(x, f.kv_heads);
-       },
-       {},
-       {}});
-  all.push_back({fault("k-unpermuted-by-query-heads", 2, "un-permutes K with the number of query heads",
-                       "k_proj", "all"),
-                 [](const ModelFacts& f, const Sequences&) {
-                   return k_divides_as_q(f) ? Why("heads do not divide so") : Why();
-                 },
-                 {},
-                 at(Site::k_proj,
-                    [](const ModelFacts& f, const PassRows&, int, Tensor& x, Seen&) {
-                      if (!k_divides_as_q(f)) unpermute_columns(x, f.heads);
-                    }),
-                 {},
-                 {}});
+      {.fault = fault("rope-interleaved", 1, "rotates neighbours where halves are paired", "q_rope", "all"),
+       .cannot = default_rope,
+       .before = rotated_anew([](const ModelFacts& f, const PassRows& rows, Tensor& x) {
+         rotate(x, f.head_dim, true, f.rope_theta,
+                [&](int64_t t) { return rows.positions[static_cast<size_t>(t)]; });
+       }),
+       .keeps = kBeforeRope});
+  all.push_back({.fault = fault("qk-not-unpermuted", 1, "leaves Q and K in the row order of GGUF files",
+                                "q_proj", "all"),
+                 .cannot = always,
+                 .before = [](const ModelFacts& f, const PassRows&, int, Site site, Tensor& x, Seen&) {
+                   if (site == Site::q_proj) unpermute_columns(x, f.heads);
+                   if (site == Site::k_proj) unpermute_columns(x, f.kv_heads);
+                 }});
+  all.push_back(
+      {.fault = fault("k-unpermuted-by-query-heads", 2, "un-permutes K with the number of query heads",
+                      "k_proj", "all"),
+       .cannot = [](const ModelFacts& f,
+                    const Sequences&) { return k_divides_as_q(f) ? Why("heads do not divide so") : Why(); },
+       .before = at(Site::k_proj, [](const ModelFacts& f, const PassRows&, int, Tensor& x, Seen&) {
+         if (!k_divides_as_q(f)) unpermute_columns(x, f.heads);
+       })});
   for (const char* type : {"linear", "llama3", "yarn"}) {
-    all.push_back(
-        {fault(std::string("rope-") + type + "-ignored", 3,
-               std::string("leaves out the ") + type + " scaling", "q_rope", "all"),
-         [=](const ModelFacts& f, const Sequences&) { return scaled(type, f); },
-         [=](const ModelFacts& f) { return f.rope_type == type ? without_rope_scaling(f) : json::object(); },
-         {},
-         {},
-         {}});
+    all.push_back({.fault = fault(std::string("rope-") + type + "-ignored", 3,
+                                  std::string("leaves out the ") + type + " scaling", "q_rope", "all"),
+                   .cannot = [=](const ModelFacts& f, const Sequences&) { return scaled(type, f); },
+                   .patch =
+                       [=](const ModelFacts& f) {
+                         return f.rope_type == type ? without_rope_scaling(f) : json::object();
+                       }});
   }
-  all.push_back({fault("rope-half-the-dims", 3, "rotates only half of each head", "q_rope", "all"),
-                 default_rope,
-                 {},
-                 rotated_anew([](const ModelFacts& f, const PassRows& rows, Tensor& x) {
+  all.push_back({.fault = fault("rope-half-the-dims", 3, "rotates only half of each head", "q_rope", "all"),
+                 .cannot = default_rope,
+                 .before = rotated_anew([](const ModelFacts& f, const PassRows& rows, Tensor& x) {
                    rotate(x, f.head_dim / 4 * 2, false, f.rope_theta,
                           [&](int64_t t) { return rows.positions[static_cast<size_t>(t)]; });
                  }),
-                 {},
-                 kBeforeRope});
-  all.push_back({fault("rope-theta", 3, "ten times the base", "q_rope", "all"),
-                 default_rope,
-                 [](const ModelFacts& f) {
+                 .keeps = kBeforeRope});
+  all.push_back({.fault = fault("rope-theta", 3, "ten times the base", "q_rope", "all"),
+                 .cannot = default_rope,
+                 .patch = [](const ModelFacts& f) {
                    if (f.rope_type != "default") return json::object();
                    return json{
                        {"rope_theta", nullptr},
                        {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", f.rope_theta * 10}}}};
-                 },
-                 {},
-                 {},
-                 {}});
-  all.push_back({fault("yarn-mscale-missing", 4, "leaves out YaRN's factor of Q and K", "q_rope", "all"),
-                 [](const ModelFacts& f, const Sequences&) { return scaled("yarn", f); },
-                 [](const ModelFacts& f) { return with_yarn_factor(f, [](double) { return 1.0; }); },
-                 {},
-                 {},
-                 {}});
+                 }});
   all.push_back(
-      {fault("yarn-mscale-twice", 4, "applies YaRN's factor twice", "q_rope", "all"),
-       [](const ModelFacts& f, const Sequences&) { return scaled("yarn", f); },
-       [](const ModelFacts& f) { return with_yarn_factor(f, [](double once) { return once * once; }); },
-       {},
-       {},
-       {}});
+      {.fault = fault("yarn-mscale-missing", 4, "leaves out YaRN's factor of Q and K", "q_rope", "all"),
+       .cannot = [](const ModelFacts& f, const Sequences&) { return scaled("yarn", f); },
+       .patch = [](const ModelFacts& f) { return with_yarn_factor(f, [](double) { return 1.0; }); }});
   all.push_back(
-      {fault("rope-flatten-heads", 5, "with L = 1 rotates head 0 and loses the others", "q_rope", "1-", true),
-       needs_decode,
-       {},
-       [](const ModelFacts&, const PassRows& rows, int, Site site, Tensor& x, Seen&) {
-         if (!is_rope(site) || rows.step == 0) return;
-         for (int64_t t = 0; t < x.shape()[0]; ++t)
-           std::fill(x.row(t) + x.shape()[2], x.row(t) + x.row_size(), 0.0F);
-       },
-       {},
-       {}});
+      {.fault = fault("yarn-mscale-twice", 4, "applies YaRN's factor twice", "q_rope", "all"),
+       .cannot = [](const ModelFacts& f, const Sequences&) { return scaled("yarn", f); },
+       .patch =
+           [](const ModelFacts& f) { return with_yarn_factor(f, [](double once) { return once * once; }); }});
+  all.push_back({.fault = fault("rope-flatten-heads", 5, "with L = 1 rotates head 0 and loses the others",
+                                "q_rope", "1-", true),
+                 .cannot = needs_decode,
+                 .before = [](const ModelFacts&, const PassRows& rows, int, Site site, Tensor& x, Seen&) {
+                   if (!is_rope(site) || rows.step == 0) return;
+                   for (int64_t t = 0; t < x.shape()[0]; ++t)
+                     std::fill(x.row(t) + x.shape()[2], x.row(t) + x.row_size(), 0.0F);
+                 }});
   all.push_back(misplaced(
       fault("rope-offset-of-row-0", 5, "with L = 1 rotates every row of the batch at the position of row 0",
             "q_rope", "all", true, 1),

@@ -72,36 +72,34 @@ Injection damaged_query(Fault fault, bool (*fits)(const StoredTensor&), const ch
     const StoredTensor* weight = query_weight(facts, layer);
     return weight != nullptr && fits(*weight) ? weight : nullptr;
   };
-  return {std::move(fault),
-          [=](const ModelFacts& facts, const Sequences&) {
-            return fitting(facts, 0) != nullptr ? Why() : Why(why_not);
-          },
-          {},
-          at(Site::q_proj,
-             [=](const ModelFacts& facts, const PassRows&, int layer, Tensor& x, Seen& seen) {
-               const StoredTensor* weight = fitting(facts, layer);
-               if (weight == nullptr) return;
-               Damaged wrong(*weight);
-               damage(wrong);
-               const Tensor& input = seen.at(Site::attn_norm);  // [T, hidden]
-               const int64_t columns = weight->columns();
-               std::vector<float> right_row(static_cast<size_t>(columns)), wrong_row(right_row.size());
-               for (int64_t r = 0; r < weight->rows(); ++r) {
-                 quant::dequantise_row(*weight, weight->stored_row(r), right_row.data());
-                 quant::dequantise_row(wrong.tensor, weight->stored_row(r), wrong_row.data());
-                 for (int64_t t = 0; t < input.shape()[0]; ++t) {
-                   double sum = 0;
-                   for (int64_t d = 0; d < columns; ++d) {
-                     const auto at = static_cast<size_t>(d);
-                     sum += static_cast<double>(input.row(t)[d]) *
-                            (static_cast<double>(wrong_row[at]) - right_row[at]);
-                   }
-                   x.row(t)[r] += static_cast<float>(sum);
-                 }
-               }
-             }),
-          {},
-          {Site::attn_norm}};
+  return {.fault = std::move(fault),
+          .cannot = [=](const ModelFacts& facts,
+                        const Sequences&) { return fitting(facts, 0) != nullptr ? Why() : Why(why_not); },
+          .before = at(Site::q_proj,
+                       [=](const ModelFacts& facts, const PassRows&, int layer, Tensor& x, Seen& seen) {
+                         const StoredTensor* weight = fitting(facts, layer);
+                         if (weight == nullptr) return;
+                         Damaged wrong(*weight);
+                         damage(wrong);
+                         const Tensor& input = seen.at(Site::attn_norm);  // [T, hidden]
+                         const int64_t columns = weight->columns();
+                         std::vector<float> right_row(static_cast<size_t>(columns)),
+                             wrong_row(right_row.size());
+                         for (int64_t r = 0; r < weight->rows(); ++r) {
+                           quant::dequantise_row(*weight, weight->stored_row(r), right_row.data());
+                           quant::dequantise_row(wrong.tensor, weight->stored_row(r), wrong_row.data());
+                           for (int64_t t = 0; t < input.shape()[0]; ++t) {
+                             double sum = 0;
+                             for (int64_t d = 0; d < columns; ++d) {
+                               const auto at = static_cast<size_t>(d);
+                               sum += static_cast<double>(input.row(t)[d]) *
+                                      (static_cast<double>(wrong_row[at]) - right_row[at]);
+                             }
+                             x.row(t)[r] += static_cast<float>(sum);
+                           }
+                         }
+                       }),
+          .keeps = {Site::attn_norm}};
 }
 
 }  // namespace

@@ -1,0 +1,58 @@
+// check: invariants that need no reference.
+#include <cstdio>
+
+#include "cli.h"
+#include "errors.h"
+#include "lockstep/divergence.h"
+#include "lockstep/hub.h"
+#include "verdict.h"
+
+namespace lockstep::cli {
+namespace {
+
+struct CheckFlags {
+  ModelFlags model;
+  int64_t length = 97;
+  std::string fault;
+};
+
+void run_check(const CheckFlags& flags) {
+  ModelOptions options;
+  options.precision = parse_precision(flags.model.precision);
+  options.isa = flags.model.isa;
+  options.threads = flags.model.threads;
+  const auto model = resolve_model(flags.model.model);
+  TraceOptions repeated;  // what check runs a fault in
+  repeated.sequences = {{std::vector<int32_t>(static_cast<size_t>(flags.length)), {}}};
+  repeated.steps = 2;
+  require_acting(flags.fault, model, repeated);
+  bool all = true;
+  for (const CheckResult& each : check_model(model, options, flags.model.kv(), flags.length, flags.fault)) {
+    std::printf("%-6s %s\n", each.held ? "held" : "BROKEN", each.name.c_str());
+    all = all && each.held;
+  }
+  if (!all) throw CLI::RuntimeError(kDivergent);
+}
+
+}  // namespace
+
+void declare_check(CLI::App& app) {
+  auto flags = std::make_shared<CheckFlags>();
+  CLI::App* verb = app.add_subcommand("check", "Invariants that need no reference, on any model file");
+  flags->model.precision = "f32";
+  flags->model.kv_type = "f32";
+  flags->model.declare(*verb, false);
+  verb->add_option("--length", flags->length, "tokens of the random text")
+      ->check(in_range(int64_t{2}, int64_t{1} << 20))
+      ->capture_default_str();
+  declare_inject(*verb, flags->fault, "compute wrongly on purpose, as for trace; list: names the faults");
+  verb->footer(
+      "Logits must be the same, bit for bit, for any number of threads, chunks, batch and reuse of the "
+      "cache;\n"
+      "attention, RoPE, grouped queries, experts and windows must keep what they promise by definition.\n"
+      "Exit status: 0 all held, 1 one is broken, 2 cannot conclude, 3 a wrong command line or file.\n"
+      "Example:\n  lockstep check -m model.gguf");
+  verb->callback([flags] { or_inconclusive([&] { run_check(*flags); }, &flags->model); });
+}
+
+}  // namespace lockstep::cli
