@@ -118,9 +118,14 @@ class Checkpoint {
   /// a GGUF. Sorted, without repeats.
   std::vector<int32_t> end_ids() const;
 
-  /// Copies `part` of a tensor's data, scales or biases to `out` without leaving its pages in memory.
-  /// Safe from several threads. Error `io` if the file cannot be read.
-  void read(std::span<const std::byte> part, std::byte* out) const;
+  /// Maps pages of `part` of a tensor's data, scales or biases, so that `fetch` waits for fewer. Safe from
+  /// several threads. Error `io` if the file has become shorter.
+  void map(std::span<const std::byte> part) const;
+  /// Brings `part` of a tensor's data, scales or biases into the caches. Safe from several threads. Error
+  /// `io` if the file has become shorter.
+  void fetch(std::span<const std::byte> part) const;
+  /// Lets go of its pages, which the system counts as this process's memory from when they are first read.
+  void release(std::span<const std::byte> part) const;
 
   struct State;  // src/format/checkpoint_state.h
 

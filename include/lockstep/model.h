@@ -33,13 +33,12 @@ void check_isa(std::string_view name);
 /// When weights are packed into the layout that products read. Nothing but time and memory depends on it.
 enum class Packing {
   at_load,  ///< before `load` returns
-  /// The first pass may read weights from the file as it goes, and keeps none of them; `pack`, or the second
-  /// pass, packs them, but for those that were packed while the tokenizer was built. The first token comes
-  /// sooner, the second later. As `at_load` where the weights are more than a quarter of the machine's
-  /// memory. Until all are packed passes take turns, an observer must not run the model, and the file must
-  /// stay as it is.
+  /// The first pass reads weights from the file as it goes, and keeps none of them; `pack`, or the second
+  /// pass, packs them. The first token comes sooner, the second later. As `at_load` where the weights are
+  /// more than a quarter of the machine's memory. Until they are packed passes take turns, an observer must
+  /// not run the model, and the file must stay as it is: to take away what is being read ends the process.
   second_pass,
-  /// The same, but `load` packs nothing, whatever their size: to look at a model, or to encode a text.
+  /// The same, whatever their size, and `load` does not touch them: to look at a model, or to encode a text.
   on_use
 };
 
@@ -50,7 +49,7 @@ struct ModelOptions {
   int threads = 0;           ///< 0: as many as the machine gives this process
   std::string config_patch;  ///< JSON that replaces keys of the config (RFC 7396); empty: none
   /// Called with the share of the weights' bytes read so far, 0..1, from the loading thread, until all are
-  /// packed or the first pass is over; with 1 whenever packing pauses, too. It must not use the model.
+  /// packed or the first pass is over, and with 1 then. It must not use the model.
   std::function<void(double)> progress;
   Packing packing = Packing::at_load;
 };

@@ -105,12 +105,25 @@ Tokenizer Checkpoint::tokenizer() const {
 bool Checkpoint::has_tokenizer() const { return static_cast<bool>(state_->make_tokenizer); }
 std::vector<int32_t> Checkpoint::end_ids() const { return state_->end_ids; }
 
-void Checkpoint::read(std::span<const std::byte> part, std::byte* out) const {
-  for (const MemoryMap& file : state_->files) {
+const MemoryMap* Checkpoint::State::file_of(std::span<const std::byte> part) const {
+  const auto holds = [&](const MemoryMap& file) {
     const std::byte* begin = file.bytes().data();
-    if (part.data() >= begin && part.data() < begin + file.bytes().size()) return file.read(part, out);
-  }
-  std::ranges::copy(part, out);
+    return part.data() >= begin && part.data() < begin + file.bytes().size();
+  };
+  const auto file = std::ranges::find_if(files, holds);
+  return file == files.end() ? nullptr : &*file;
+}
+
+void Checkpoint::map(std::span<const std::byte> part) const {
+  if (const MemoryMap* file = state_->file_of(part)) file->map(part);
+}
+
+void Checkpoint::fetch(std::span<const std::byte> part) const {
+  if (const MemoryMap* file = state_->file_of(part)) file->fetch(part);
+}
+
+void Checkpoint::release(std::span<const std::byte> part) const {
+  if (const MemoryMap* file = state_->file_of(part)) file->release(part);
 }
 
 }  // namespace lockstep

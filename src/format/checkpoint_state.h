@@ -6,7 +6,9 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "lockstep/checkpoint.h"
@@ -24,6 +26,9 @@ struct Checkpoint::State {
   std::vector<int32_t> end_ids;
   std::function<Tokenizer()> make_tokenizer;  // empty: there is none
   std::map<std::string_view, size_t> index;   // of tensors, by name
+
+  /// The file in which a tensor's `part` lies; nullptr: it was made when the checkpoint was opened.
+  const MemoryMap* file_of(std::span<const std::byte> part) const;
 };
 
 /// A .gguf file.

@@ -47,6 +47,7 @@ struct LinearArgs {
   // Rounded for many if they are.
   const Fixed16* x_fixed16 = nullptr;  // [T, K / 32]; used by `linear_fixed16`
   const Fixed8* x_fixed8 = nullptr;    // [T, K / 32]; used by `linear_fixed8`
+  const std::byte* fetched = nullptr;  // what is read after `weight`, to be fetched meanwhile; null: unknown
   const float* x_start = nullptr;      // [T]: what `to_fixed16` or `to_fixed8` returned for a row
   bool accumulate = false;  // y already holds the sums of columns before these; not of plain weights
   float* y = nullptr;       // [T, N]

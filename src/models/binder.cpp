@@ -26,7 +26,7 @@ const StoredTensor& Binder::take(const std::string& name, const Shape& shape, do
 }
 
 std::shared_ptr<const quant::PackedWeight> Binder::pack(std::span<const StoredTensor> experts) {
-  auto weight = std::make_shared<quant::PackedWeight>(experts, memory_, read_);
+  auto weight = std::make_shared<quant::PackedWeight>(experts, memory_, source_);
   packer_.add(weight);
   return weight;
 }

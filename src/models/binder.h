@@ -20,10 +20,10 @@ namespace lockstep {
 
 class Binder {
  public:
-  /// `read` copies bytes of the checkpoint's tensors; it and the checkpoint are used until all weights are
+  /// `source` is that of the checkpoint's tensors; it and the checkpoint are used until all weights are
   /// packed.
-  Binder(const Checkpoint& checkpoint, const nn::Runtime& runtime, quant::ReadBytes read)
-      : checkpoint_(checkpoint), runtime_(runtime), read_(std::move(read)) {}
+  Binder(const Checkpoint& checkpoint, const nn::Runtime& runtime, quant::Source source)
+      : checkpoint_(checkpoint), runtime_(runtime), source_(std::move(source)) {}
 
   const Config& config() const { return checkpoint_.config(); }
   const nn::Runtime& runtime() const { return runtime_; }
@@ -78,7 +78,7 @@ class Binder {
 
   const Checkpoint& checkpoint_;
   const nn::Runtime& runtime_;
-  quant::ReadBytes read_;
+  quant::Source source_;
   std::set<std::string> taken_;
   Account account_;
   double* multiplied_ = &account_.row_weights;

@@ -30,11 +30,38 @@ class Stored {
     for (const StoredTensor& tensor : checkpoint.tensors()) bytes_ += tensor.stored_bytes();
   }
 
-  // Copies a piece of a tensor and tells how far that is. What is read twice counts twice.
-  void read(std::span<const std::byte> part, std::byte* out) {
-    checkpoint.read(part, out);
-    const int64_t read = read_ += std::ssize(part);
-    tell(std::min(0.99, static_cast<double>(read) / static_cast<double>(bytes_)));
+  // What is read twice counts twice.
+  quant::Source source() {
+    return {.fetch =
+                [this](std::span<const std::byte> part) {
+                  checkpoint.fetch(part);
+                  const int64_t read = read_ += std::ssize(part);
+                  tell(std::min(0.99, static_cast<double>(read) / static_cast<double>(bytes_)));
+                },
+            .release = [this](std::span<const std::byte> part) { checkpoint.release(part); }};
+  }
+  // Does `first`, and as long as it takes the other threads map pages for the first pass.
+  void map_beside(Pool& pool, const std::function<void()>& first) {
+    constexpr size_t kPiece = size_t{1} << 20;  // bytes
+    std::vector<std::span<const std::byte>> pieces;
+    for (const StoredTensor& tensor : checkpoint.tensors()) {
+      for (size_t at = 0; at < tensor.data.size(); at += kPiece)
+        pieces.push_back(tensor.data.subspan(at, std::min(kPiece, tensor.data.size() - at)));
+    }
+    std::atomic<bool> ended{false};
+    pool.run(std::ssize(pieces) + 1, [&](int64_t index) {
+      if (index > 0) {
+        if (!ended) checkpoint.map(pieces[static_cast<size_t>(index - 1)]);
+        return;
+      }
+      try {
+        first();
+      } catch (...) {
+        ended = true;
+        throw;
+      }
+      ended = true;
+    });
   }
   // Only from the thread that opened the files.
   void tell(double share) const {
@@ -80,10 +107,9 @@ struct Model::State {
   std::unique_ptr<Stored> stored;  // with what is not packed; null once all is
   bool passed = false;             // one of them
 
-  void pack(quant::Packer::Until until, const std::function<void()>& beside = {}) {
-    stored->packer.run(*pool, until, beside);
+  void pack(const std::function<void()>& beside = {}) {
+    stored->packer.run(*pool, beside);
     stored->tell(1);
-    if (!stored->packer.done()) return;
     stored.reset();
     packed = true;
   }
@@ -143,8 +169,7 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path, cons
   state->sizes = entry.sizes(checkpoint.config());
   state->pool = std::make_unique<Pool>(options.threads);
   state->runtime = {&kernels::select(options.isa), state->pool.get(), options.precision};
-  Binder binder(checkpoint, state->runtime,
-                [stored = state->stored.get()](auto part, std::byte* out) { stored->read(part, out); });
+  Binder binder(checkpoint, state->runtime, state->stored->source());
   state->architecture = entry.make(binder, state->sizes);
   state->stored->packer = binder.finish();
   state->info = describe(checkpoint, state->sizes, binder);
@@ -153,12 +178,13 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path, cons
   const auto make_tokenizer = [&] {
     if (checkpoint.has_tokenizer()) state->tokenizer = std::make_unique<Tokenizer>(checkpoint.tokenizer());
   };
+  // The tokenizer takes as long as the weights of a small model.
   if (options.packing == Packing::on_use) {
     make_tokenizer();
+  } else if (options.packing == Packing::second_pass && stays_in_memory(state->stored->bytes())) {
+    state->stored->map_beside(*state->pool, make_tokenizer);
   } else {
-    const bool all = options.packing == Packing::at_load || !stays_in_memory(state->stored->bytes());
-    // The tokenizer takes as long as the weights of a small model.
-    state->pack(all ? quant::Packer::Until::all : quant::Packer::Until::beside_ends, make_tokenizer);
+    state->pack(make_tokenizer);
   }
   if (state->tokenizer && state->tokenizer->chat_template()) {
     state->chat_template = std::make_unique<ChatTemplate>(*state->tokenizer);
@@ -187,14 +213,14 @@ const std::vector<int32_t>& Model::end_ids() const { return state_->end_ids; }
 void Model::pack() const {
   if (state_->packed) return;
   const std::lock_guard lock(state_->turn);
-  if (state_->stored) state_->pack(quant::Packer::Until::all);
+  if (state_->stored) state_->pack();
 }
 
 Tensor Model::forward(const Batch& batch, Taps& taps) const {
   State& state = *state_;
   if (state.packed) return state.architecture->forward(batch, taps);
   const std::lock_guard lock(state.turn);
-  if (state.stored && state.passed) state.pack(quant::Packer::Until::all);
+  if (state.stored && state.passed) state.pack();
   Tensor logits = state.architecture->forward(batch, taps);
   if (state.stored && !std::exchange(state.passed, true)) state.stored->end_progress();
   return logits;

@@ -91,15 +91,17 @@ Product some_rows(Product product, int64_t begin, int64_t end) {
   return product;
 }
 
-// Panels [begin, end) of `weight`, all of the product's or some of them, whose first output is y.
+// Panels [begin, end) of `weight`, all of the product's or some of them, whose first output is y. next: what
+// is read afterwards, if that is known.
 void multiply_panels(const Runtime& runtime, const Product& product, const quant::PanelMatrix& weight,
-                     int64_t begin, int64_t end, float* y) {
+                     int64_t begin, int64_t end, float* y, const std::byte* next = nullptr) {
   for (int64_t s = 0; s < weight.strips(); ++s) {
     const quant::PanelMatrix strip = weight.strip(s);
     kernels::LinearArgs args;
     args.weight = &strip;
     args.rows = product.rows;
     args.accumulate = s > 0;
+    if (next != nullptr) args.fetched = next + (strip.bytes - weight.bytes);
     args.y = y;
     args.y_stride = product.weight->rows();
     product.x->bind(product.form, product.first_row, s * weight.strip_columns, args);
@@ -121,7 +123,8 @@ void pack_and_multiply(const Runtime& runtime, const Product& product, int64_t b
   for (int64_t first = begin; first < end; first += step) {
     const int64_t last = std::min(end, first + step);
     const quant::PanelMatrix part = product.weight->pack(product.expert, first, last, panels.data());
-    multiply_panels(runtime, product, part, 0, last - first, product.y + first * quant::kPanelRows);
+    const std::byte* next = last < end ? product.weight->stored(product.expert, last, last + step) : nullptr;
+    multiply_panels(runtime, product, part, 0, last - first, product.y + first * quant::kPanelRows, next);
   }
 }
 

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <new>
 
 #include "quant/blocks.h"
@@ -30,8 +29,8 @@ std::shared_ptr<std::byte> PanelMemory::take(size_t bytes) {
   return {region_, part};
 }
 
-PackedWeight::PackedWeight(std::span<const StoredTensor> experts, PanelMemory& memory, ReadBytes read)
-    : stored_(experts.begin(), experts.end()), read_(std::move(read)) {
+PackedWeight::PackedWeight(std::span<const StoredTensor> experts, PanelMemory& memory, Source source)
+    : stored_(experts.begin(), experts.end()), source_(std::move(source)) {
   experts_ = static_cast<int64_t>(experts.size());
   int64_t bytes = 0;
   for (const StoredTensor& tensor : experts) {
@@ -65,64 +64,53 @@ PackedWeight::PackedWeight(std::span<const StoredTensor> experts, PanelMemory& m
 
 namespace {
 
-// The bytes of a tensor's part that hold the rows at hand.
-class Rows {
- public:
-  /// row_bytes: of one row; 0 where the tensor has no such part.
-  Rows(std::span<const std::byte> part, int64_t row_bytes) : part_(part), row_bytes_(row_bytes) {}
-
-  // Copies rows [begin, end).
-  void read(const ReadBytes& read, int64_t begin, int64_t end) {
-    const auto size = static_cast<size_t>((end - begin) * row_bytes_);
-    if (size == 0) return;
-    if (size > size_) bytes_ = arena::Array<std::byte>(size_ = size);
-    begin_ = begin;
-    read(part_.subspan(static_cast<size_t>(begin * row_bytes_), size), bytes_.data());
+// The stored rows among which those of panels [first, last) are.
+std::pair<int64_t, int64_t> stored_rows(const StoredTensor& tensor, int64_t first, int64_t last) {
+  const int64_t all = tensor.rows();
+  int64_t begin = all, end = 0;  // rows of interleaved heads are somewhere between the first and the last
+  for (int64_t row = first * kPanelRows; row < std::min(all, last * kPanelRows); ++row) {
+    begin = std::min(begin, tensor.stored_row(row));
+    end = std::max(end, tensor.stored_row(row) + 1);
   }
-  const uint8_t* operator[](int64_t row) const {
-    return reinterpret_cast<const uint8_t*>(bytes_.data()) + (row - begin_) * row_bytes_;
-  }
+  return {begin, end};
+}
 
- private:
-  std::span<const std::byte> part_;
-  int64_t row_bytes_;
-  int64_t begin_ = 0;
-  size_t size_ = 0;
-  arena::Array<std::byte> bytes_;  // [size_]
-};
+// Calls `run` with the parts of a tensor's bytes that hold panels [first, last).
+template <typename Run>
+void each_part(const StoredTensor& tensor, int64_t first, int64_t last, const Run& run) {
+  const auto [begin, end] = stored_rows(tensor, first, last);
+  for (const std::span<const std::byte> part : {tensor.data, tensor.scales, tensor.biases}) {
+    const size_t row_bytes = part.size() / static_cast<size_t>(tensor.rows());
+    if (!part.empty())
+      run(part.subspan(static_cast<size_t>(begin) * row_bytes, static_cast<size_t>(end - begin) * row_bytes));
+  }
+}
 
 // Panels [first, last) of a tensor, which become those of `matrix` from `to` on. out: the bytes of `matrix`.
-void pack_panels(const StoredTensor& tensor, const ReadBytes& read, int64_t first, int64_t last,
+void pack_panels(const StoredTensor& tensor, const Source& source, int64_t first, int64_t last,
                  const PanelMatrix& matrix, int64_t to, std::byte* out) {
-  constexpr int64_t kReadBytes = int64_t{128} << 10;  // at a time: they stay in the cache
-  const int64_t all_rows = tensor.rows();
+  constexpr int64_t kFetchBytes = int64_t{128} << 10;  // at a time: they stay in the cache
   const int64_t groups = tensor.group_size > 0 ? tensor.columns() / tensor.group_size : 0;
   const int64_t row_bytes = tensor.row_bytes(), scale_bytes = groups * dtype_block_bytes(tensor.scale_dtype);
-  Rows data(tensor.data, row_bytes), scales(tensor.scales, scale_bytes), biases(tensor.biases, scale_bytes);
   const std::vector<uint8_t> nothing(static_cast<size_t>(row_bytes));  // a row that the matrix does not have
   std::vector<PanelMatrix> strips;
   for (int64_t s = 0; s < matrix.strips(); ++s) strips.push_back(matrix.strip(s));
-  const int64_t together = 1 + kReadBytes / (kPanelRows * row_bytes + 1);
+  const int64_t together = 1 + kFetchBytes / (kPanelRows * row_bytes + 1);
   for (; first < last; first += together) {
-    const int64_t end_panel = std::min(last, first + together);
-    // Rows of interleaved heads are somewhere between the first and the last of them.
-    int64_t begin = all_rows, end = 0;
-    for (int64_t row = first * kPanelRows; row < std::min(all_rows, end_panel * kPanelRows); ++row) {
-      begin = std::min(begin, tensor.stored_row(row));
-      end = std::max(end, tensor.stored_row(row) + 1);
-    }
-    data.read(read, begin, end);
-    scales.read(read, begin, end);
-    biases.read(read, begin, end);
-    for (int64_t panel = first; panel < end_panel; ++panel, ++to) {
+    const int64_t end = std::min(last, first + together);
+    each_part(tensor, first, end, source.fetch);
+    for (int64_t panel = first; panel < end; ++panel, ++to) {
       PanelRows rows;
       for (int r = 0; r < kPanelRows; ++r) {
         const int64_t row = panel * kPanelRows + r;
-        const bool there = row < all_rows;
-        const int64_t at = there ? tensor.stored_row(row) : begin;
-        rows.data[r] = there ? data[at] : nothing.data();
-        rows.scales[r] = there ? scales[at] : nothing.data();
-        rows.biases[r] = there ? biases[at] : nothing.data();
+        const auto bytes = [&](std::span<const std::byte> part, int64_t each) {
+          return row < tensor.rows()
+                     ? reinterpret_cast<const uint8_t*>(part.data()) + tensor.stored_row(row) * each
+                     : nothing.data();
+        };
+        rows.data[r] = bytes(tensor.data, row_bytes);
+        rows.scales[r] = bytes(tensor.scales, scale_bytes);
+        rows.biases[r] = bytes(tensor.biases, scale_bytes);
       }
       int64_t column = 0;
       for (const PanelMatrix& strip : strips) {
@@ -141,8 +129,13 @@ PanelMatrix PackedWeight::pack(int64_t index, int64_t first, int64_t last, std::
   part.rows = std::min(part.rows, last * kPanelRows) - first * kPanelRows;
   part.panels = last - first;
   part.bytes = out;
-  pack_panels(stored_[index], read_, first, last, part, 0, out);
+  pack_panels(stored_[index], source_, first, last, part, 0, out);
   return part;
+}
+
+const std::byte* PackedWeight::stored(int64_t index, int64_t first, int64_t last) const {
+  const StoredTensor& tensor = stored_[index];
+  return tensor.data.data() + stored_rows(tensor, first, last).first * tensor.row_bytes();
 }
 
 void PackedWeight::row(int64_t row, float* out) const {
@@ -152,61 +145,52 @@ void PackedWeight::row(int64_t row, float* out) const {
   unpack_row(pack(0, first, first + 1, panel.data()), row % kPanelRows, out);
 }
 
-void Packer::run(Pool& pool, Until until, const std::function<void()>& beside) {
+void Packer::run(Pool& pool, const std::function<void()>& beside) {
   // Panels [first, last) of an expert.
   struct Job {
-    size_t weight;
+    const PackedWeight* weight;
     int64_t expert, first, last;
-    bool done;
   };
   // As much as a huge page holds: two threads that meet in one would both have to fill it with zeros.
   constexpr int64_t kJobBytes = int64_t{2} << 20;
   std::vector<Job> jobs;
-  for (size_t w = 0; w < weights_.size(); ++w) {
-    for (int64_t e = 0; e < weights_[w]->experts(); ++e) {
-      const PanelMatrix& matrix = weights_[w]->matrix(e);
+  for (const auto& weight : weights_) {
+    for (int64_t e = 0; e < weight->experts(); ++e) {
+      const PanelMatrix& matrix = weight->matrix(e);
       const int64_t step = 1 + kJobBytes / (matrix.panel_bytes + 1);
       for (int64_t first = 0; first < matrix.panels; first += step)
-        jobs.push_back({w, e, first, std::min(matrix.panels, first + step), false});
+        jobs.push_back({weight.get(), e, first, std::min(matrix.panels, first + step)});
     }
   }
-  std::atomic<bool> enough{false};
+  std::atomic<bool> failed{false};
   pool.run(std::ssize(jobs) + 1, [&](int64_t index) {
-    if (enough) return;
+    if (failed) return;
     try {
       if (index == 0) {
         if (beside) beside();
-        enough = until == Until::beside_ends;
         return;
       }
-      Job& job = jobs[static_cast<size_t>(index - 1)];
-      const PackedWeight& weight = *weights_[job.weight];
-      const PanelMatrix& matrix = weight.matrix(job.expert);
-      std::byte* data = weight.data_.get();
-      pack_panels(weight.stored_[job.expert], weight.read_, job.first, job.last, matrix, job.first,
-                  data + (matrix.bytes - data));
-      job.done = true;
+      const auto& [weight, expert, first, last] = jobs[static_cast<size_t>(index - 1)];
+      const StoredTensor& tensor = weight->stored_[expert];
+      const PanelMatrix& matrix = weight->matrix(expert);
+      std::byte* data = weight->data_.get();
+      pack_panels(tensor, weight->source_, first, last, matrix, first, data + (matrix.bytes - data));
+      each_part(tensor, first, last, weight->source_.release);
     } catch (...) {
-      enough = true;
+      failed = true;
       throw;
     }
   });
-  std::vector<bool> whole(weights_.size(), true);
-  for (const Job& job : jobs) whole[job.weight] = whole[job.weight] && job.done;
-  for (size_t w = 0; w < weights_.size(); ++w) {
-    if (!whole[w]) continue;
-    weights_[w]->stored_.clear();
-    weights_[w]->read_ = {};
+  for (const auto& weight : weights_) {
+    weight->stored_.clear();
+    weight->source_ = {};
   }
-  std::erase_if(weights_, [](const auto& weight) { return weight->packed(); });
+  weights_.clear();
 }
 
 std::shared_ptr<const PackedWeight> pack_tensors(std::span<const StoredTensor> experts, Pool& pool) {
   PanelMemory memory(0);
-  const auto copy = [](std::span<const std::byte> part, std::byte* out) {
-    std::memcpy(out, part.data(), part.size());
-  };
-  auto weight = std::make_shared<PackedWeight>(experts, memory, copy);
+  auto weight = std::make_shared<PackedWeight>(experts, memory, Source());
   Packer packer;
   packer.add(weight);
   packer.run(pool);

@@ -30,8 +30,14 @@ class PanelMemory {
   size_t used_ = 0;
 };
 
-/// Copies `part`, a piece of a tensor's stored bytes, to `out`. Called from several threads at once.
-using ReadBytes = std::function<void(std::span<const std::byte> part, std::byte* out)>;
+/// Where stored tensors come from: told of the pieces of their bytes that are read, by several threads at
+/// once.
+struct Source {
+  /// `part` is read next.
+  std::function<void(std::span<const std::byte> part)> fetch = [](auto) {};
+  /// `part` was read for the last time.
+  std::function<void(std::span<const std::byte> part)> release = [](auto) {};
+};
 
 /// Owns the panels of one or several matrices of equal shape (the experts of a layer). Before a `Packer` has
 /// filled them it makes those that are asked for.
@@ -40,7 +46,7 @@ class PackedWeight {
   /// Room for tensors [rows, columns] of one shape, one for each expert, whose element types may differ.
   /// Their bytes must live until it is packed. Error `unsupported` for an element type that has no panel
   /// format.
-  PackedWeight(std::span<const StoredTensor> experts, PanelMemory& memory, ReadBytes read);
+  PackedWeight(std::span<const StoredTensor> experts, PanelMemory& memory, Source source);
 
   int64_t experts() const { return experts_; }
   /// Expert `index`; the only matrix has index 0. Its bytes are zeros unless `packed`.
@@ -53,8 +59,10 @@ class PackedWeight {
   bool packed() const { return stored_.empty(); }
   /// Of a weight that is not packed: panels [first, last) of an expert, as a matrix of their own in `out`.
   /// out: [strips, last - first, panel_bytes of the strip]. Rows of a panel beyond the last of the matrix
-  /// become zeros. Safe from several threads; errors are those of the reader.
+  /// become zeros. Safe from several threads; errors are those of the source.
   PanelMatrix pack(int64_t index, int64_t first, int64_t last, std::byte* out) const;
+  /// Of a weight that is not packed: the stored bytes from which panels [first, last) are made.
+  const std::byte* stored(int64_t index, int64_t first, int64_t last) const;
   /// Row `row` of the only matrix as f32 (`unpack_row`), packed or not. out: [columns].
   void row(int64_t row, float* out) const;
 
@@ -66,24 +74,20 @@ class PackedWeight {
   std::shared_ptr<std::byte> data_;  // [experts, strips, panels, panel_bytes of the strip]
   std::vector<PanelMatrix> matrices_;
   std::vector<StoredTensor> stored_;  // what the panels are made from; none once they are
-  ReadBytes read_;
+  Source source_;
 };
 
 /// Packs many weights in one go, so that no thread waits between two of them.
 class Packer {
  public:
-  enum class Until { all, beside_ends };
-
   void add(std::shared_ptr<PackedWeight> weight) { weights_.push_back(std::move(weight)); }
-  /// Packs what is not packed yet, in the order in which it was added; nobody may use these weights
-  /// meanwhile. `beside`, which may be empty, is the first piece of work, for one thread. `until` its end:
-  /// what is not begun by then is left as it is.
-  void run(Pool& pool, Until until = Until::all, const std::function<void()>& beside = {});
-  /// Nothing is left.
-  bool done() const { return weights_.empty(); }
+  /// Packs them all, in the order in which they were added; nobody may use them meanwhile. `beside`, which
+  /// may be empty, is the first piece of work, for one thread. Errors are those of the source; then it can
+  /// be tried again.
+  void run(Pool& pool, const std::function<void()>& beside = {});
 
  private:
-  std::vector<std::shared_ptr<PackedWeight>> weights_;  // not packed yet
+  std::vector<std::shared_ptr<PackedWeight>> weights_;
 };
 
 /// A weight of tensors that lie in memory (see `PackedWeight`), packed.

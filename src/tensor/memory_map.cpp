@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
 #include <utility>
 
@@ -55,20 +56,43 @@ MemoryMap& MemoryMap::operator=(MemoryMap&& other) noexcept {
   return *this;
 }
 
-void MemoryMap::read(std::span<const std::byte> part, std::byte* out) const {
-  auto offset = static_cast<off_t>(part.data() - bytes_.data());
-  for (size_t left = part.size(); left > 0;) {
-    const ssize_t count = ::pread(file_, out, left, offset);
-    if (count < 0 && errno == EINTR) continue;
-    if (count <= 0) {
-      fail(ErrorCode::io, "[{}] read at byte {}: {}", path_.string(), offset,
-           count < 0 ? std::strerror(errno)
-                     : "expected more bytes; the file was cut short since it was opened");
-    }
-    out += count;
-    offset += count;
-    left -= static_cast<size_t>(count);
+// To read what a file has lost since it was mapped would end the process.
+void MemoryMap::require(std::span<const std::byte> part) const {
+  struct stat info{};
+  const auto end = static_cast<off_t>(part.data() + part.size() - bytes_.data());
+  if (::fstat(file_, &info) != 0) fail(ErrorCode::io, "[{}] read: {}", path_.string(), std::strerror(errno));
+  if (info.st_size < end) {
+    fail(ErrorCode::io, "[{}] read: expected {} bytes, got {}; the file was cut short since it was opened",
+         path_.string(), end, info.st_size);
   }
+}
+
+namespace {
+
+// Reads a byte of `part` every `step`.
+void touch(std::span<const std::byte> part, size_t step) {
+  for (size_t i = 0; i < part.size(); i += step)
+    static_cast<void>(*static_cast<const volatile std::byte*>(&part[i]));
+}
+
+}  // namespace
+
+void MemoryMap::map(std::span<const std::byte> part) const {
+  require(part);
+  touch(part,
+        size_t{64} << 10);  // what Linux maps at once where the pages are in memory (fault_around_bytes)
+}
+
+void MemoryMap::fetch(std::span<const std::byte> part) const {
+  require(part);
+  touch(part, 64);  // a line of the caches
+}
+
+void MemoryMap::release(std::span<const std::byte> part) const {
+  static const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<uintptr_t>(part.data()) / page * page;
+  ::madvise(reinterpret_cast<void*>(begin), reinterpret_cast<uintptr_t>(part.data() + part.size()) - begin,
+            MADV_DONTNEED);
 }
 
 }  // namespace lockstep

@@ -18,11 +18,18 @@ class MemoryMap {
 
   std::span<const std::byte> bytes() const { return bytes_; }
   const std::filesystem::path& path() const { return path_; }
-  /// Copies `part` of the mapping to `out` without mapping its pages, which costs a page's worth of
-  /// bookkeeping and room. Error `io` if the file has become shorter, or cannot be read.
-  void read(std::span<const std::byte> part, std::byte* out) const;
+  /// Maps pages of `part`, those that the system maps together, so that `fetch` waits for fewer. Errors as
+  /// of `fetch`.
+  void map(std::span<const std::byte> part) const;
+  /// Brings `part` of the mapping, a few pages, into the caches, so that it can be read in any order without
+  /// waiting for memory. Error `io` if the file has become shorter.
+  void fetch(std::span<const std::byte> part) const;
+  /// Lets go of the pages of `part`, which are mapped anew if they are read again.
+  void release(std::span<const std::byte> part) const;
 
  private:
+  void require(std::span<const std::byte> part) const;
+
   std::filesystem::path path_;
   int file_ = -1;
   std::span<const std::byte> bytes_;

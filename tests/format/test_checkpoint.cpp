@@ -1,4 +1,4 @@
-// Stored bytes copied out of a checkpoint's files.
+// Stored bytes of a checkpoint's files, mapped, fetched and let go of.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -12,14 +12,16 @@
 namespace lockstep {
 namespace {
 
-TEST(Checkpoint, BytesReadAreThoseThatAreMapped) {
+TEST(Checkpoint, BytesStayWhatTheyAreWhateverIsDoneToTheirPages) {
   for (const char* name : {"models/llama-q.mixed.gguf", "models/llama-mlx-4bit"}) {
     const Checkpoint checkpoint = Checkpoint::open(test::data_path(name));
     for (const StoredTensor& tensor : checkpoint.tensors()) {
       for (const auto& part : {tensor.data, tensor.scales, tensor.biases}) {
         if (part.empty()) continue;
-        std::vector<std::byte> copy(part.size());
-        checkpoint.read(part, copy.data());
+        const std::vector<std::byte> copy(part.begin(), part.end());
+        checkpoint.release(part);
+        checkpoint.map(part);
+        checkpoint.fetch(part);
         EXPECT_TRUE(std::ranges::equal(copy, part)) << tensor.source;
       }
     }
@@ -33,14 +35,17 @@ TEST(Checkpoint, FileCutShortSinceItWasOpenedIsAnError) {
   const Checkpoint checkpoint = Checkpoint::open(path);
   const std::span<const std::byte> last = checkpoint.tensors().back().data;
   std::filesystem::resize_file(path, std::filesystem::file_size(path) / 2);
-  std::vector<std::byte> copy(last.size());
-  try {
-    checkpoint.read(last, copy.data());
-    ADD_FAILURE() << "expected an error";
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ErrorCode::io);
-    EXPECT_NE(std::string(error.what()).find("cut short"), std::string::npos) << error.what();
-  }
+  const auto refused = [&](const auto& read) {
+    try {
+      read();
+      ADD_FAILURE() << "expected an error";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::io);
+      EXPECT_NE(std::string(error.what()).find("cut short"), std::string::npos) << error.what();
+    }
+  };
+  refused([&] { checkpoint.map(last); });
+  refused([&] { checkpoint.fetch(last); });
   std::filesystem::remove(path);
 }
 

@@ -295,7 +295,6 @@ TEST(Twins, FoldersAndGgufFilesAgree) {
   }
 }
 
-// One thread builds the tokenizer, or finds none, before it packs anything.
 class PackedLater : public testing::Test {
  protected:
   PackedLater() {
@@ -319,8 +318,7 @@ class PackedLater : public testing::Test {
 };
 
 TEST_F(PackedLater, TheFirstPassReads) {
-  EXPECT_EQ(shares_, std::vector<double>{1.0}) << "of what is read at load";
-  shares_.clear();
+  EXPECT_TRUE(shares_.empty()) << "nothing is read at load";
   Session session(model_);
   session.append(ids_);
   ASSERT_GT(shares_.size(), 2U);

@@ -175,9 +175,9 @@ TEST(Panels, APartIsTheSameAsInTheWhole) {
     const auto packed = quant::pack_tensors({&tensor, 1}, pool);
     const quant::PanelMatrix& whole = packed->matrix();
     quant::PanelMemory memory(0);
-    const quant::PackedWeight later(
-        {&tensor, 1}, memory,
-        [](std::span<const std::byte> part, std::byte* out) { std::copy(part.begin(), part.end(), out); });
+    size_t fetched = 0;  // bytes
+    const quant::PackedWeight later({&tensor, 1}, memory,
+                                    {.fetch = [&](auto part) { fetched += part.size(); }});
     for (int64_t panel = 0; panel < whole.panels; ++panel) {
       std::vector<std::byte> out(static_cast<size_t>(whole.panel_bytes), std::byte{0xFF});
       const quant::PanelMatrix part = later.pack(0, panel, panel + 1, out.data());
@@ -189,6 +189,8 @@ TEST(Panels, APartIsTheSameAsInTheWhole) {
       }
       EXPECT_EQ(part.rows, std::min(whole.rows - 16 * panel, quant::kPanelRows)) << name;
     }
+    EXPECT_EQ(fetched, tensor.data.size() + tensor.scales.size() + tensor.biases.size())
+        << name << ": every byte once";
   };
   for (const auto& c : cases()) {
     check(c->tensor, c->name);
@@ -319,9 +321,8 @@ TEST(Products, LongRowsAreSumsOfStrips) {
     const std::shared_ptr<const quant::PackedWeight> packed = quant::pack_tensors({&weight.tensor, 1}, pool);
     ASSERT_GT(packed->matrix().strips(), 1) << c->name;
     quant::PanelMemory memory(0);
-    const auto later = std::make_shared<const quant::PackedWeight>(
-        std::span(&weight.tensor, 1), memory,
-        [](std::span<const std::byte> part, std::byte* out) { std::copy(part.begin(), part.end(), out); });
+    const auto later =
+        std::make_shared<const quant::PackedWeight>(std::span(&weight.tensor, 1), memory, quant::Source());
     std::mt19937 random(9);
     std::normal_distribution<float> normal;
     Tensor x({37, columns * times});

@@ -58,7 +58,8 @@ constexpr int64_t kFewTiles = 4;
 
 // What a tile asks memory for while it is at work, if anything, since processors look ahead only within a
 // page: its own weights, some way ahead of where it reads, if nobody did before; or its share of those that
-// come next, so that memory is read all the time and not by the first rows alone.
+// come next, so that memory is read all the time and not by the first rows alone; or what the next weights
+// are made from, if its own lie in the cache.
 template <bool kShares>
 class Fetching {
  public:
@@ -74,6 +75,14 @@ class Fetching {
     Fetching it;
     it.next_ = w.panel(next) + panels * w.panel_bytes * row / rows;
     it.share_ = (count * panels << kShareBits) / rows;
+    return it;
+  }
+
+  // What follows `next`, as much as `panels` panels have.
+  static Fetching elsewhere(const std::byte* next, int panels) {
+    Fetching it;
+    it.next_ = next;
+    it.share_ = int64_t{panels} << kShareBits;
     return it;
   }
 
@@ -105,6 +114,7 @@ class Fetching {
 // to be worth larger tiles of rows.
 template <int kTile, bool kInTurn, bool kShares, typename Run>
 inline void tile(const LinearArgs& args, int64_t begin, int64_t end, const Run& run) {
+  const quant::PanelMatrix& w = *args.weight;
   const bool one_stream = takes_one_stream(args.rows);
   const bool unfetched = one_stream && args.rows == 1 && kLoadsRunAhead;
   const bool ahead = kShares && args.rows > kTile && args.rows <= kFewTiles * kTile;
@@ -116,10 +126,13 @@ inline void tile(const LinearArgs& args, int64_t begin, int64_t end, const Run& 
       const auto panels = [&]<int kRows, int P>(int64_t panel) {
         const auto at = [&]<int R>(int64_t row, int64_t count) {
           Fetching<kShares> fetching;
-          if (first == 0 && row == 0 && !unfetched && (panel == start || !ahead))
-            fetching = Fetching<kShares>::own(*args.weight);
+          const bool foremost = first == 0 && row == 0;
+          if (foremost && args.fetched != nullptr)
+            fetching = Fetching<kShares>::elsewhere(args.fetched + (w.panel(panel) - w.bytes), P);
+          else if (foremost && !unfetched && (panel == start || !ahead))
+            fetching = Fetching<kShares>::own(w);
           else if (ahead && panel + P < end)
-            fetching = Fetching<kShares>::share(*args.weight, panel + P, P, row, count, rows);
+            fetching = Fetching<kShares>::share(w, panel + P, P, row, count, rows);
           run.template operator()<R, P>(first + row, count, panel, fetching);
         };
         if constexpr (kInTurn) {
