@@ -1,6 +1,7 @@
 #include "errors.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -69,6 +70,8 @@ std::string did_you_mean(std::string_view word, const std::vector<std::string>& 
     if (word == elsewhere && std::find(names.begin(), names.end(), here) != names.end()) nearest = here;
   }
   if (!nearest.empty()) return "; here it is " + nearest;
+  if (word == "-ngl" || word == "--gpu-layers" || word == "--n-gpu-layers")
+    return "; all layers are computed by the processor";
   size_t least =
       std::min(kNear + 1, std::max<size_t>(word.size(), 1) - 1);  // of "-z" nobody knows what was meant
   for (const std::string& name : names) {
@@ -115,11 +118,23 @@ std::string left_over(const CLI::App& app) {
   return rest.empty() ? "" : rest[0];
 }
 
-std::string what_is_wrong(const CLI::App& app, const CLI::ParseError& error) {
+// The argument, such as -ngl, whose letters behind the first were taken for the value that is wrong; empty:
+// there is none.
+std::string glued(const std::vector<std::string>& arguments, std::string_view text) {
+  for (const std::string& each : arguments) {
+    const bool letters = each.size() > 2 && each[0] == '-' && std::isalpha(each[1]) && std::isalpha(each[2]);
+    if (letters && text.ends_with("got \"" + each.substr(2) + "\"")) return each;
+  }
+  return {};
+}
+
+std::string what_is_wrong(const CLI::App& app, const std::vector<std::string>& arguments,
+                          const CLI::ParseError& error) {
   const auto verbs = app.get_subcommands();
   const CLI::App& verb = verbs.empty() ? app : *verbs[0];
   std::string text = error.what();
-  const std::string rest = left_over(app);
+  const std::string word = glued(arguments, text);
+  const std::string rest = word.empty() ? left_over(app) : word;
   if (!rest.empty() && rest[0] == '-')
     return rest + ": expected a flag of this verb, got another" + did_you_mean(rest, flags_of(verb));
   if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) {
@@ -144,13 +159,14 @@ std::string what_is_wrong(const CLI::App& app, const CLI::ParseError& error) {
 
 }  // namespace
 
-std::string usage_message(const CLI::App& app, const CLI::ParseError& error) {
+std::string usage_message(const CLI::App& app, const std::vector<std::string>& arguments,
+                          const CLI::ParseError& error) {
   const auto verbs = app.get_subcommands();
   if (verbs.empty() && left_over(app).empty()) {
     return "[lockstep] verb: expected one, got none (see lockstep --help)";
   }
   const std::string verb = verbs.empty() ? "" : verbs[0]->get_name();
-  return "[" + (verb.empty() ? "lockstep" : verb) + "] " + what_is_wrong(app, error) + " (see lockstep " +
+  return "[" + (verb.empty() ? "lockstep" : verb) + "] " + what_is_wrong(app, arguments, error) + " (see lockstep " +
          verb + (verb.empty() ? "" : " ") + "--help)";
 }
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <vector>
 
 #include "lockstep/error.h"
 
@@ -58,7 +59,8 @@ CLI::Validator taken_by(Parse parse) {
 }
 
 /// `[verb] what: expected ..., got ...` for what CLI11 found wrong with the arguments of `app`.
-std::string usage_message(const CLI::App& app, const CLI::ParseError& error);
+std::string usage_message(const CLI::App& app, const std::vector<std::string>& arguments,
+                          const CLI::ParseError& error);
 
 /// The same for a word that is no verb, with the one that is nearly it.
 std::string unknown_verb(const CLI::App& app, const std::string& word);

@@ -56,7 +56,7 @@ int run(int argc, char** argv) {
   } catch (const CLI::RuntimeError& verdict) {
     return verdict.get_exit_code();
   } catch (const CLI::ParseError& error) {
-    lockstep::cli::print_error(lockstep::cli::usage_message(app, error));
+    lockstep::cli::print_error(lockstep::cli::usage_message(app, {argv, argv + argc}, error));
     return kUsage;
   } catch (const std::bad_alloc&) {
     lockstep::cli::print_error(
