@@ -243,6 +243,7 @@ struct DiffReport {
   int64_t rows = 0, left_out = 0;  ///< of the sites compared; of these, after ties of the router
   int64_t skipped = 0;             ///< sites before the first error that were not compared
   int64_t inherited = 0;           ///< later sites beyond the band
+  int64_t alone = 0;               ///< of a replay, which inherits nothing: the same
   std::string subject, reference;  ///< engines
   std::vector<std::string> hints;  ///< of the first error, the likeliest first, with what was observed
   HeadGrid grid;                   ///< of the first error
@@ -273,9 +274,10 @@ struct CheckResult {
 /// Bit-identity of repeated runs, and of the logits for threads, chunks, batches, reused prefixes, forks,
 /// decode against prefill; and what attention, RoPE, grouped queries, experts and windows promise by
 /// definition. `length`: tokens of the random text they are tried on. `fault`: injected into the repeated
-/// runs and the latter.
+/// runs and the latter. `told`: called with each as soon as it is known.
 std::vector<CheckResult> check_model(const std::filesystem::path& model, const ModelOptions& options,
-                                     KvType kv_type, int64_t length, const std::string& fault = {});
+                                     KvType kv_type, int64_t length, const std::string& fault = {},
+                                     const std::function<void(const CheckResult&)>& told = {});
 
 /// Compares `subject` with `reference`, teacher-forced: both must have been fed the same tokens.
 DiffReport diff(const Trace& subject, const Trace& reference, const Floor& floor);

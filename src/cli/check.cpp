@@ -26,12 +26,14 @@ void run_check(const CheckFlags& flags) {
   repeated.sequences = {{std::vector<int32_t>(static_cast<size_t>(flags.length)), {}}};
   repeated.steps = 2;
   require_acting(flags.fault, model, repeated);
-  bool all = true;
-  for (const CheckResult& each : check_model(model, options, flags.model.kv(), flags.length, flags.fault)) {
+  int held = 0, broken = 0;
+  check_model(model, options, flags.model.kv(), flags.length, flags.fault, [&](const CheckResult& each) {
     std::printf("%-6s %s\n", each.held ? "held" : "BROKEN", each.name.c_str());
-    all = all && each.held;
-  }
-  if (!all) throw CLI::RuntimeError(kDivergent);
+    std::fflush(stdout);
+    (each.held ? held : broken) += 1;
+  });
+  std::printf("%d held, %d broken\n", held, broken);
+  if (broken > 0) throw CLI::RuntimeError(kDivergent);
 }
 
 }  // namespace

@@ -123,7 +123,10 @@ void run_replay(const DiffFlags& flags) {
         const Trace reference = Trace::open(flags.reference);
         require_acting(flags.fault, model, following(options, reference));
         const DiffReport report = replay(model, options, reference, floor_of(flags, policy), flags.site);
-        if (!flags.bundle.empty() && !report.scores.empty()) {
+        if (!flags.bundle.empty() && !report.first && flags.site.empty()) {
+          std::fprintf(stderr, "%s: not written, for no operation is wrong; --site names one\n",
+                       flags.bundle.c_str());
+        } else if (!flags.bundle.empty() && !report.scores.empty()) {
           require_other_file(flags.bundle, model);
           write_bundle(flags.bundle, model, reference, report.first ? *report.first : report.scores.at(0),
                        policy);

@@ -60,6 +60,19 @@ constexpr std::pair<std::string_view, std::string_view> kElsewhere[] = {
     {"--cache-type-k", "--kv-type"},
     {"--cache-type-v", "--kv-type"},
     {"--random-seed", "--seed"},
+    {"--hf-repo", "--model"},
+    {"-hf", "--model"},
+    {"-s", "--seed"},
+    {"-f", "--prompt-file"},
+    {"-sys", "--system"},
+    {"-no-cnv", "--raw"},
+    {"--no-conversation", "--raw"},
+    {"--ignore-chat-template", "--raw"},
+    {"-r", "--stop"},
+    {"--reverse-prompt", "--stop"},
+    {"-ctk", "--kv-type"},
+    {"-ctv", "--kv-type"},
+    {"--max-kv-size", "--context"},
 };
 
 // "; did you mean X?" if one of them is near, or is what another tool calls so.
@@ -72,6 +85,8 @@ std::string did_you_mean(std::string_view word, const std::vector<std::string>& 
   if (!nearest.empty()) return "; here it is " + nearest;
   if (word == "-ngl" || word == "--gpu-layers" || word == "--n-gpu-layers")
     return "; all layers are computed by the processor";
+  if (word == "-cnv" || word == "-i" || word == "--interactive" || word == "--conversation")
+    return "; lockstep chat is for that";
   size_t least =
       std::min(kNear + 1, std::max<size_t>(word.size(), 1) - 1);  // of "-z" nobody knows what was meant
   for (const std::string& name : names) {
@@ -104,8 +119,9 @@ std::string choice_message(const std::string& text) {
   const size_t count = text.find("and ");
   const std::string got =
       count == text.npos ? "none" : text.substr(count + 4, text.find(' ', count + 4) - count - 4);
-  return "input: expected exactly one of " + text.substr(kChoice.size(), end - kChoice.size()) + ", got " +
-         got;
+  std::string choice = text.substr(kChoice.size(), end - kChoice.size());
+  if (choice.ends_with(",source")) choice.replace(choice.size() - 6, 6, "- (standard input)");
+  return "input: expected exactly one of " + choice + ", got " + got;
 }
 
 // The first argument that no flag took; one that looks like a flag says more than a word that may belong to
@@ -138,7 +154,10 @@ std::string what_is_wrong(const CLI::App& app, const std::vector<std::string>& a
   if (!rest.empty() && rest[0] == '-')
     return rest + ": expected a flag of this verb, got another" + did_you_mean(rest, flags_of(verb));
   if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) {
-    return "arguments: expected no more, got \"" + rest + "\"";
+    const std::vector<std::string> flags = flags_of(verb);
+    const bool by_flag = std::ranges::find(flags, "--model") != flags.end() &&
+                         std::ranges::none_of(verb.get_options(), &CLI::Option::get_positional);
+    return "arguments: expected no more, got \"" + rest + "\"" + (by_flag ? "; a model follows -m" : "");
   }
   if (text.starts_with(kChoice)) return choice_message(text);
   if (text.starts_with(kAtMostOne)) {
@@ -166,8 +185,17 @@ std::string usage_message(const CLI::App& app, const std::vector<std::string>& a
     return "[lockstep] verb: expected one, got none (see lockstep --help)";
   }
   const std::string verb = verbs.empty() ? "" : verbs[0]->get_name();
-  return "[" + (verb.empty() ? "lockstep" : verb) + "] " + what_is_wrong(app, arguments, error) + " (see lockstep " +
-         verb + (verb.empty() ? "" : " ") + "--help)";
+  return "[" + (verb.empty() ? "lockstep" : verb) + "] " + what_is_wrong(app, arguments, error) +
+         " (see lockstep " + verb + (verb.empty() ? "" : " ") + "--help)";
+}
+
+std::string mistaken_help(const std::vector<std::string>& arguments) {
+  for (const std::string& each : arguments) {
+    if (each.size() > 2 && each.starts_with("-h") && std::isalpha(each[2]))
+      return "[lockstep] " + each + ": expected a flag of lockstep, got another" +
+             did_you_mean(each, {"--model"}) + " (see lockstep --help)";
+  }
+  return {};
 }
 
 std::string unknown_verb(const CLI::App& app, const std::string& word) {

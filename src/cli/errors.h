@@ -62,6 +62,9 @@ CLI::Validator taken_by(Parse parse) {
 std::string usage_message(const CLI::App& app, const std::vector<std::string>& arguments,
                           const CLI::ParseError& error);
 
+/// The same for an argument such as -hf, which CLI11 would take for -h and another; empty: there is none.
+std::string mistaken_help(const std::vector<std::string>& arguments);
+
 /// The same for a word that is no verb, with the one that is nearly it.
 std::string unknown_verb(const CLI::App& app, const std::string& word);
 

@@ -64,7 +64,7 @@ void report(const Flags& flags, const Model& model, std::span<const int32_t> pro
     nlohmann::json out = {{"text", result.text},
                           {"prompt_ids", prompt},
                           {"ids", result.ids},
-                          {"finish_reason", result.finish_reason},
+                          {"finish_reason", interrupted() ? "interrupted" : result.finish_reason},
                           {"logits_hash", hexadecimal(result.logits_hash)},
                           {"isa", model.isa()},
                           {"precision", precision_name(model.precision())},
@@ -152,7 +152,9 @@ void declare_generate(CLI::App& app) {
   source->add_option("source", flags->standard_input, "- reads standard input")
       ->type_name("-")
       ->check([](const std::string& text) {
-        return text == "-" ? "" : "expected - for standard input, got \"" + text + "\"; a prompt follows -p";
+        return text == "-"
+                   ? ""
+                   : "expected - for standard input, got \"" + text + "\"; a prompt follows -p, a model -m";
       });
   source->require_option(1);
   verb->add_option("--system", flags->system, "a system message before it")->type_name("TEXT");

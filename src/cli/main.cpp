@@ -44,6 +44,10 @@ int run(int argc, char** argv) {
     lockstep::cli::print_error(lockstep::cli::unknown_verb(app, word));
     return kUsage;
   }
+  if (const std::string message = lockstep::cli::mistaken_help({argv, argv + argc}); !message.empty()) {
+    lockstep::cli::print_error(message);
+    return kUsage;
+  }
   if (help) {
     std::fputs((verbs.empty() ? app.help() : verbs[0]->help("lockstep")).c_str(), stdout);
     if (argc > 1) return 0;

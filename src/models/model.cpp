@@ -202,7 +202,7 @@ const Tokenizer& Model::tokenizer() const {
   if (!state_->tokenizer) {
     fail(ErrorCode::not_found,
          "[tokenizer] files: expected a tokenizer beside the weights, got none; without one only ids "
-         "can be fed: lockstep logits --ids");
+         "can be fed: --ids of lockstep logits and trace");
   }
   return *state_->tokenizer;
 }

@@ -33,7 +33,8 @@ std::optional<TraceEvent> first_change(const Trace& one, const Trace& other) {
 }
 
 std::vector<CheckResult> check_model(const std::filesystem::path& path, const ModelOptions& options,
-                                     KvType kv_type, int64_t length, const std::string& fault) {
+                                     KvType kv_type, int64_t length, const std::string& fault,
+                                     const std::function<void(const CheckResult&)>& told) {
   if (length < 2)
     fail(ErrorCode::invalid_argument, "[check] length: expected at least 2 tokens, got {}", length);
   std::vector<CheckResult> results;
@@ -48,7 +49,10 @@ std::vector<CheckResult> check_model(const std::filesystem::path& path, const Mo
   };
   const Tensor whole = session(model).append(ids);
   const auto last = whole.values().last(static_cast<size_t>(vocab));
-  const auto add = [&](std::string name, bool held) { results.push_back({std::move(name), held}); };
+  const auto add = [&](std::string name, bool held) {
+    results.push_back({std::move(name), held});
+    if (told) told(results.back());
+  };
 
   add("no NaN, no infinity", std::ranges::all_of(whole.values(), [](float x) { return x - x == 0; }));
   TraceOptions repeated;
@@ -94,7 +98,8 @@ std::vector<CheckResult> check_model(const std::filesystem::path& path, const Mo
   add("after a rewind", same(warm.sync(ids).values(), last));
   Session copy = warm.fork();
   add("in a fork", same(copy.append({ids.data(), 1}).values(), warm.append({ids.data(), 1}).values()));
-  std::ranges::move(check_symmetries(path, options, kv_type, ids, fault), std::back_inserter(results));
+  for (CheckResult& each : check_symmetries(path, options, kv_type, ids, fault))
+    add(std::move(each.name), each.held);
   return results;
 }
 

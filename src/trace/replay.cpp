@@ -1,5 +1,7 @@
 // Our operations compared one by one: errors made apart from errors inherited.
 
+#include <utility>
+
 #include "lockstep/divergence.h"
 #include "tensor/fail.h"
 #include "trace/compare.h"
@@ -71,6 +73,7 @@ DiffReport replay(const std::filesystem::path& path, const TraceOptions& options
     if (site.empty() || name == site) report.unmatched.push_back({phase, name, "not in the reference"});
   }
   conclude(report);
+  report.alone = std::exchange(report.inherited, 0);
   if (report.first) {
     const Place place =
         place_of(report.first->step, report.first->layer, report.first->site, report.first->row);

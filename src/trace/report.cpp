@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <span>
 
 #include "format/write_file.h"
@@ -78,7 +80,7 @@ std::string unmatched_sites(const std::vector<Unmatched>& unmatched) {
   return fmt::format("{}", fmt::join(names, ", "));
 }
 
-// " (2 noisy, 1 suspicious)": what is within the band, but beyond the floor.
+// " or near it (2 noisy, 1 suspicious; ...)": what is within the band, but beyond the floor.
 std::string beyond_floor(const std::vector<SiteScore>& scores) {
   const auto count = [&](std::string_view band) {
     return std::ranges::count_if(scores,
@@ -88,7 +90,27 @@ std::string beyond_floor(const std::vector<SiteScore>& scores) {
   if (noisy + suspicious == 0) return {};
   std::string text = noisy > 0 ? fmt::format("{} noisy", noisy) : "";
   if (suspicious > 0) text += fmt::format("{}{} suspicious", text.empty() ? "" : ", ", suspicious);
-  return fmt::format(" (but {}: beyond 1 x the floor, up to {:g})", text, kBand);
+  return fmt::format(" or near it ({}; noisy: up to 4 x the floor, suspicious: up to {:g} x)", text, kBand);
+}
+
+// Which scores a screen has room for, in causal order: what is around the first error; of a replay, whose
+// errors are each an operation's own, those alone; of a clean run the largest.
+std::vector<size_t> rows_shown(const DiffReport& report) {
+  constexpr size_t kRows = 14;
+  std::vector<size_t> rows(report.scores.size());
+  std::iota(rows.begin(), rows.end(), size_t{0});
+  const auto divergent = [&](size_t i) { return report.scores[i].score > kBand; };
+  if (report.first && report.alone > 0) {
+    std::erase_if(rows, [&](size_t i) { return !divergent(i); });
+  } else if (report.first) {
+    const auto first = std::ranges::find_if(rows, divergent) - rows.begin();
+    rows.erase(rows.begin(), rows.begin() + std::max<int64_t>(0, first - 5));
+  } else {
+    std::ranges::stable_sort(rows, std::greater(), [&](size_t i) { return report.scores[i].score; });
+  }
+  rows.resize(std::min(rows.size(), kRows));
+  std::ranges::sort(rows);
+  return rows;
 }
 
 std::string heat_colour(double score) {
@@ -122,8 +144,10 @@ std::string report_text(const DiffReport& report, bool colour) {
     out += ", position " + std::to_string(report.first->first_bad);
     if (report.skipped > 0) out += fmt::format(" ({} sites before it were not compared)", report.skipped);
     out += "\n";
-    out += fmt::format("  error {:.3g} = {:.3g} x floor ({:.2g}); inherited by {} later sites\n",
-                       report.first->error, report.first->score, report.first->floor, report.inherited);
+    out += fmt::format("  error {:.3g} = {:.3g} x floor ({:.2g}); ", report.first->error, report.first->score,
+                       report.first->floor);
+    out += report.alone > 0 ? fmt::format("{} later sites err by themselves, too\n", report.alone)
+                            : fmt::format("inherited by {} later sites\n", report.inherited);
     for (const std::string& hint : report.hints) out += "  hint: " + hint + "\n";
   }
   for (const std::string& note : report.notes) out += "  " + note + "\n";
@@ -134,30 +158,19 @@ std::string report_text(const DiffReport& report, bool colour) {
                            unmatched_sites(report.unmatched), report.unmatched[0].text());
   if (report.scores.empty()) return out;
 
-  // Around the first error, or the largest scores of a clean run.
-  constexpr size_t kRows = 14;
-  size_t begin = 0;
-  if (report.first) {
-    while (begin < report.scores.size() && report.scores[begin].score <= kBand) ++begin;
-    begin -= std::min<size_t>(begin, 5);
-  } else {
-    const auto worst = std::ranges::max_element(report.scores, {}, &SiteScore::score) - report.scores.begin();
-    begin = static_cast<size_t>(std::max<int64_t>(0, worst - 3));
-  }
+  const std::vector<size_t> shown = rows_shown(report);
   out += fmt::format("\n  {:<18} {:<15} {:<4} {:<16} {:>10} {:>12}  {}\n", "site", "phase", "row",
                      "bad heads", "error", "error/floor", "verdict");
-  const size_t end = std::min(begin + kRows, report.scores.size());
-  for (size_t i = begin; i < end; ++i) {
-    const SiteScore& each = report.scores[i];
+  for (const size_t index : shown) {
+    const SiteScore& each = report.scores[index];
     const std::string line =
         fmt::format("  {:<18} {:<15} {:<4} {:<16} {:>10.2g} {:>12.3g}  {}", each.name(), phase(each),
                     each.row, head_list(each), each.error, each.score, band_name(each.score));
     out += each.score > kBand ? paint("\033[31m", line) : line;
     out += "\n";
   }
-  if (const size_t hidden = report.scores.size() - (end - begin); hidden > 0)
-    out += fmt::format("  {} more sites: {} before these, {} after; --json lists all\n", hidden, begin,
-                       report.scores.size() - end);
+  if (const size_t hidden = report.scores.size() - shown.size(); hidden > 0)
+    out += fmt::format("  {} more sites; --json lists all\n", hidden);
   return out;
 }
 
@@ -174,6 +187,7 @@ std::string report_json(const DiffReport& report) {
       {"first", report.first ? as_json(*report.first) : json()},
       {"hints", report.hints},
       {"inherited", report.inherited},
+      {"alone", report.alone},
       {"coverage", {{"compared", report.compared}, {"expected", report.expected}, {"unmatched", unmatched}}},
       {"notes", report.notes},
       {"band", kBand},

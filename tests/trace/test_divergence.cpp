@@ -267,6 +267,14 @@ TEST(Replay, SeparatesInjectedFromInherited) {
   for (const SiteScore& score : report.scores) {
     EXPECT_TRUE(score.score <= kBand || score.site.ends_with("norm")) << score.name();
   }
+  const auto wrong = std::count_if(report.scores.begin(), report.scores.end(),
+                                   [](const auto& each) { return each.score > kBand; });
+  EXPECT_EQ(report.alone, wrong - 1);
+  EXPECT_EQ(report.inherited, 0);
+  const std::string text = report_text(report, false);
+  EXPECT_NE(text.find(std::to_string(wrong - 1) + " later sites err by themselves"), std::string::npos)
+      << text;
+  EXPECT_EQ(text.find("within\n"), std::string::npos) << "only what errs is listed: " << text;
 }
 
 TEST(Traces, ComeBackFromDisk) {
