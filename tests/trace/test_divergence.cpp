@@ -1,6 +1,7 @@
 // Traces, their comparison, and what must not be concluded from damaged ones.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
