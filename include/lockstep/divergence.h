@@ -243,7 +243,7 @@ struct DiffReport {
   int64_t rows = 0, left_out = 0;  ///< of the sites compared; of these, after ties of the router
   int64_t skipped = 0;             ///< sites before the first error that were not compared
   int64_t inherited = 0;           ///< later sites beyond the band
-  int64_t alone = 0;               ///< of a replay, which inherits nothing: the same
+  std::optional<int64_t> alone;    ///< of a replay, which inherits nothing: the same
   std::string subject, reference;  ///< engines
   std::vector<std::string> hints;  ///< of the first error, the likeliest first, with what was observed
   HeadGrid grid;                   ///< of the first error

@@ -134,12 +134,20 @@ std::string left_over(const CLI::App& app) {
   return rest.empty() ? "" : rest[0];
 }
 
-// The argument, such as -ngl, whose letters behind the first were taken for the value that is wrong; empty:
-// there is none.
-std::string glued(const std::vector<std::string>& arguments, std::string_view text) {
+bool is_letter(char c) { return std::isalpha(static_cast<unsigned char>(c)) != 0; }
+
+// The argument that CLI11 took apart: -ngl, whose letters behind the first were the value of `text`'s flag
+// that is wrong; or -hf, of which -f was left over. Empty: there is none.
+std::string taken_apart(const std::vector<std::string>& arguments, const CLI::App& verb,
+                        const std::string& text, const std::string& rest) {
+  const CLI::Option* wrong = verb.get_option_no_throw(text.substr(0, text.find(':')));
   for (const std::string& each : arguments) {
-    const bool letters = each.size() > 2 && each[0] == '-' && std::isalpha(each[1]) && std::isalpha(each[2]);
-    if (letters && text.ends_with("got \"" + each.substr(2) + "\"")) return each;
+    if (each.size() < 3 || each[0] != '-' || !is_letter(each[1]) || !is_letter(each[2])) continue;
+    const std::string behind = each.substr(2);
+    if (wrong != nullptr && wrong->check_sname(each.substr(1, 1)) && text.ends_with("got \"" + behind + "\""))
+      return each;
+    if (each[1] == 'h' && rest == "-" + behind && std::ranges::find(arguments, rest) == arguments.end())
+      return each;
   }
   return {};
 }
@@ -149,8 +157,9 @@ std::string what_is_wrong(const CLI::App& app, const std::vector<std::string>& a
   const auto verbs = app.get_subcommands();
   const CLI::App& verb = verbs.empty() ? app : *verbs[0];
   std::string text = error.what();
-  const std::string word = glued(arguments, text);
-  const std::string rest = word.empty() ? left_over(app) : word;
+  const std::string left = left_over(app);
+  const std::string whole = taken_apart(arguments, verb, text, left);
+  const std::string rest = whole.empty() ? left : whole;
   if (!rest.empty() && rest[0] == '-')
     return rest + ": expected a flag of this verb, got another" + did_you_mean(rest, flags_of(verb));
   if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) {
@@ -191,7 +200,10 @@ std::string usage_message(const CLI::App& app, const std::vector<std::string>& a
 
 std::string mistaken_help(const std::vector<std::string>& arguments) {
   for (const std::string& each : arguments) {
-    if (each.size() > 2 && each.starts_with("-h") && std::isalpha(each[2]))
+    if (each == "-h" || each == "--help") return {};
+  }
+  for (const std::string& each : arguments) {
+    if (each.size() > 2 && each.starts_with("-h"))
       return "[lockstep] " + each + ": expected a flag of lockstep, got another" +
              did_you_mean(each, {"--model"}) + " (see lockstep --help)";
   }

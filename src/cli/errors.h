@@ -62,7 +62,7 @@ CLI::Validator taken_by(Parse parse) {
 std::string usage_message(const CLI::App& app, const std::vector<std::string>& arguments,
                           const CLI::ParseError& error);
 
-/// The same for an argument such as -hf, which CLI11 would take for -h and another; empty: there is none.
+/// The same for an argument such as -hf, of which CLI11 took -h for a call for help; empty: it was one.
 std::string mistaken_help(const std::vector<std::string>& arguments);
 
 /// The same for a word that is no verb, with the one that is nearly it.

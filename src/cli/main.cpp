@@ -44,10 +44,6 @@ int run(int argc, char** argv) {
     lockstep::cli::print_error(lockstep::cli::unknown_verb(app, word));
     return kUsage;
   }
-  if (const std::string message = lockstep::cli::mistaken_help({argv, argv + argc}); !message.empty()) {
-    lockstep::cli::print_error(message);
-    return kUsage;
-  }
   if (help) {
     std::fputs((verbs.empty() ? app.help() : verbs[0]->help("lockstep")).c_str(), stdout);
     if (argc > 1) return 0;
@@ -55,6 +51,11 @@ int run(int argc, char** argv) {
   }
   try {
     app.parse(argc, argv);
+  } catch (const CLI::CallForHelp& asked) {
+    const std::string mistaken = lockstep::cli::mistaken_help({argv + 1, argv + argc});
+    if (mistaken.empty()) return app.exit(asked);
+    lockstep::cli::print_error(mistaken);
+    return kUsage;
   } catch (const CLI::Success& asked) {
     return app.exit(asked);
   } catch (const CLI::RuntimeError& verdict) {

@@ -5,8 +5,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
-#include <cstdint>
 #include <cstring>
 #include <utility>
 
@@ -89,10 +89,13 @@ void MemoryMap::fetch(std::span<const std::byte> part) const {
 }
 
 void MemoryMap::release(std::span<const std::byte> part) const {
-  static const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto begin = reinterpret_cast<uintptr_t>(part.data()) / page * page;
-  ::madvise(reinterpret_cast<void*>(begin), reinterpret_cast<uintptr_t>(part.data() + part.size()) - begin,
-            MADV_DONTNEED);
+  // Who reads beside it has the system map pages around, some of them let go of before: so all of a large
+  // page.
+  constexpr size_t kGranule = size_t{2} << 20;
+  const auto at = static_cast<size_t>(part.data() - bytes_.data());
+  const size_t begin = at / kGranule * kGranule;
+  const size_t end = std::min((at + part.size() + kGranule - 1) / kGranule * kGranule, bytes_.size());
+  ::madvise(const_cast<std::byte*>(bytes_.data()) + begin, end - begin, MADV_DONTNEED);
 }
 
 }  // namespace lockstep

@@ -100,7 +100,7 @@ std::vector<size_t> rows_shown(const DiffReport& report) {
   std::vector<size_t> rows(report.scores.size());
   std::iota(rows.begin(), rows.end(), size_t{0});
   const auto divergent = [&](size_t i) { return report.scores[i].score > kBand; };
-  if (report.first && report.alone > 0) {
+  if (report.first && report.alone) {
     std::erase_if(rows, [&](size_t i) { return !divergent(i); });
   } else if (report.first) {
     const auto first = std::ranges::find_if(rows, divergent) - rows.begin();
@@ -146,8 +146,8 @@ std::string report_text(const DiffReport& report, bool colour) {
     out += "\n";
     out += fmt::format("  error {:.3g} = {:.3g} x floor ({:.2g}); ", report.first->error, report.first->score,
                        report.first->floor);
-    out += report.alone > 0 ? fmt::format("{} later sites err by themselves, too\n", report.alone)
-                            : fmt::format("inherited by {} later sites\n", report.inherited);
+    out += report.alone ? fmt::format("{} later sites err by themselves, too\n", *report.alone)
+                        : fmt::format("inherited by {} later sites\n", report.inherited);
     for (const std::string& hint : report.hints) out += "  hint: " + hint + "\n";
   }
   for (const std::string& note : report.notes) out += "  " + note + "\n";
@@ -187,7 +187,7 @@ std::string report_json(const DiffReport& report) {
       {"first", report.first ? as_json(*report.first) : json()},
       {"hints", report.hints},
       {"inherited", report.inherited},
-      {"alone", report.alone},
+      {"alone", report.alone.value_or(0)},
       {"coverage", {{"compared", report.compared}, {"expected", report.expected}, {"unmatched", unmatched}}},
       {"notes", report.notes},
       {"band", kBand},
