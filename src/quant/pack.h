@@ -35,7 +35,7 @@ class PanelMemory {
 struct Source {
   /// `part` is read next.
   std::function<void(std::span<const std::byte> part)> fetch = [](auto) {};
-  /// `part` was read for the last time.
+  /// `part` was read, and need not stay in memory.
   std::function<void(std::span<const std::byte> part)> release = [](auto) {};
 };
 
