@@ -17,10 +17,7 @@ struct CheckFlags {
 };
 
 void run_check(const CheckFlags& flags) {
-  ModelOptions options;
-  options.precision = parse_precision(flags.model.precision);
-  options.isa = flags.model.isa;
-  options.threads = flags.model.threads;
+  const ModelOptions options = flags.model.options();
   const auto model = resolve_model(flags.model.model);
   TraceOptions repeated;  // what check runs a fault in
   repeated.sequences = {{std::vector<int32_t>(static_cast<size_t>(flags.length)), {}}};
@@ -41,9 +38,7 @@ void run_check(const CheckFlags& flags) {
 void declare_check(CLI::App& app) {
   auto flags = std::make_shared<CheckFlags>();
   CLI::App* verb = app.add_subcommand("check", "Invariants that need no reference, on any model file");
-  flags->model.precision = "f32";
-  flags->model.kv_type = "f32";
-  flags->model.declare(*verb, false);
+  flags->model.declare_f32(*verb);
   verb->add_option("--length", flags->length, "tokens of the random text")
       ->check(in_range(int64_t{2}, int64_t{1} << 20))
       ->capture_default_str();

@@ -25,6 +25,10 @@ struct ModelFlags {
   /// Declares the flags on a verb. `with_context`: also -c, for verbs whose sessions are as long as is asked
   /// for.
   void declare(CLI::App& verb, bool with_context = true);
+  /// The same without -c, for verbs that judge computations: unless told otherwise everything is in f32.
+  void declare_f32(CLI::App& verb);
+  /// What the flags say of how the model computes.
+  ModelOptions options() const;
   /// Loads the model, with a progress bar on a terminal.
   std::shared_ptr<const Model> load(Packing packing = Packing::at_load,
                                     const std::string& config_patch = {}) const;

@@ -67,9 +67,7 @@ void run_diff(const DiffFlags& flags) {
 // What replay and bisect run our model with.
 TraceOptions options_of(const DiffFlags& flags) {
   TraceOptions options;
-  options.model.precision = parse_precision(flags.model.precision);
-  options.model.isa = flags.model.isa;
-  options.model.threads = flags.model.threads;
+  options.model = flags.model.options();
   options.kv_type = flags.model.kv();
   options.fault = flags.fault;
   return options;
@@ -168,9 +166,7 @@ void declare_replay(CLI::App& app) {
   auto flags = std::make_shared<DiffFlags>();
   CLI::App* verb =
       app.add_subcommand("replay", "Feed a reference's tensors to each operation of ours, one by one");
-  flags->model.precision = "f32";
-  flags->model.kv_type = "f32";
-  flags->model.declare(*verb, false);
+  flags->model.declare_f32(*verb);
   verb->add_option("reference", flags->reference, "trace whose tensors are fed, or a bundle of one operation")
       ->type_name("DIR|FILE")
       ->required();
@@ -195,9 +191,7 @@ void declare_bisect(CLI::App& app) {
   auto flags = std::make_shared<DiffFlags>();
   CLI::App* verb = app.add_subcommand(
       "bisect", "Run the model against a reference: layers first, then the operations of the wrong one");
-  flags->model.precision = "f32";
-  flags->model.kv_type = "f32";
-  flags->model.declare(*verb, false);
+  flags->model.declare_f32(*verb);
   verb->add_option("reference", flags->reference, "trace to be trusted")->type_name("DIR")->required();
   declare_inject(*verb, flags->fault, "compute wrongly on purpose, as for trace; list: names the faults");
   verb->add_flag(

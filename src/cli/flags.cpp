@@ -44,11 +44,22 @@ void ModelFlags::declare(CLI::App& verb, bool with_context) {
       ->capture_default_str();
 }
 
-std::shared_ptr<const Model> ModelFlags::load(Packing packing, const std::string& config_patch) const {
+void ModelFlags::declare_f32(CLI::App& verb) {
+  precision = "f32";
+  kv_type = "f32";
+  declare(verb, false);
+}
+
+ModelOptions ModelFlags::options() const {
   ModelOptions options;
   options.precision = parse_precision(precision);
   options.isa = isa;
   options.threads = threads;
+  return options;
+}
+
+std::shared_ptr<const Model> ModelFlags::load(Packing packing, const std::string& config_patch) const {
+  ModelOptions options = this->options();
   options.config_patch = config_patch;
   options.progress = [](double share) { show_progress("Loading", share); };
   options.packing = packing;

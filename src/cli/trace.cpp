@@ -71,9 +71,7 @@ void run_trace(const TraceFlags& flags) {
     throw Error(ErrorCode::invalid_argument, "[trace] -o: expected a directory to write, got none");
   const auto path = resolve_model(flags.model.model);
   TraceOptions options;
-  options.model.precision = parse_precision(flags.model.precision);
-  options.model.isa = flags.model.isa;
-  options.model.threads = flags.model.threads;
+  options.model = flags.model.options();
   options.kv_type = flags.model.kv();
   options.steps = flags.steps;
   options.chunk = flags.chunk;
@@ -112,9 +110,7 @@ void run_trace(const TraceFlags& flags) {
 void declare_trace(CLI::App& app) {
   auto flags = std::make_shared<TraceFlags>();
   CLI::App* verb = app.add_subcommand("trace", "Record what the model computes, operation by operation");
-  flags->model.precision = "f32";
-  flags->model.kv_type = "f32";
-  flags->model.declare(*verb, false);
+  flags->model.declare_f32(*verb);
   auto* input = verb->add_option_group("input", "What to compute")->require_option(0, 1);
   input->add_option("-p,--prompt", flags->prompt, "a prompt")->type_name("TEXT");
   input->add_option("--ids", flags->ids, "token ids divided by commas; several sequences divided by ;")

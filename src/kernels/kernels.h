@@ -39,15 +39,15 @@ struct Fixed8 {
 /// One product y[t, n] = sum_k x[t, k] * W[n, k] over panels of 16 rows of W, a matrix of one strip.
 struct LinearArgs {
   const quant::PanelMatrix* weight = nullptr;  // [N, K]
-  int64_t rows = 0;                            // T
-  bool many = false;                           // weights are unpacked once for all rows
-  const float* x = nullptr;                    // [T, K]; used by `linear_f32`
-  const uint16_t* x_bf16 = nullptr;            // [T, K], K even by a zero; used by `linear_bf16`
-  int64_t x_stride = 0;                        // from row to row, in elements or blocks of 32
+  const std::byte* fetched = nullptr;  // what is read after it, to be fetched meanwhile; null: unknown
+  int64_t rows = 0;                    // T
+  bool many = false;                   // weights are unpacked once for all rows
+  const float* x = nullptr;            // [T, K]; used by `linear_f32`
+  const uint16_t* x_bf16 = nullptr;    // [T, K], K even by a zero; used by `linear_bf16`
+  int64_t x_stride = 0;                // from row to row, in elements or blocks of 32
   // Rounded for many if they are.
   const Fixed16* x_fixed16 = nullptr;  // [T, K / 32]; used by `linear_fixed16`
   const Fixed8* x_fixed8 = nullptr;    // [T, K / 32]; used by `linear_fixed8`
-  const std::byte* fetched = nullptr;  // what is read after `weight`, to be fetched meanwhile; null: unknown
   const float* x_start = nullptr;      // [T]: what `to_fixed16` or `to_fixed8` returned for a row
   bool accumulate = false;  // y already holds the sums of columns before these; not of plain weights
   float* y = nullptr;       // [T, N]

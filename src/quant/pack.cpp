@@ -90,6 +90,7 @@ void each_part(const StoredTensor& tensor, int64_t first, int64_t last, const Ru
 void pack_panels(const StoredTensor& tensor, const Source& source, int64_t first, int64_t last,
                  const PanelMatrix& matrix, int64_t to, std::byte* out) {
   constexpr int64_t kFetchBytes = int64_t{128} << 10;  // at a time: they stay in the cache
+  const int64_t all_rows = tensor.rows();
   const int64_t groups = tensor.group_size > 0 ? tensor.columns() / tensor.group_size : 0;
   const int64_t row_bytes = tensor.row_bytes(), scale_bytes = groups * dtype_block_bytes(tensor.scale_dtype);
   const std::vector<uint8_t> nothing(static_cast<size_t>(row_bytes));  // a row that the matrix does not have
@@ -103,10 +104,9 @@ void pack_panels(const StoredTensor& tensor, const Source& source, int64_t first
       PanelRows rows;
       for (int r = 0; r < kPanelRows; ++r) {
         const int64_t row = panel * kPanelRows + r;
+        const int64_t stored = row < all_rows ? tensor.stored_row(row) : -1;
         const auto bytes = [&](std::span<const std::byte> part, int64_t each) {
-          return row < tensor.rows()
-                     ? reinterpret_cast<const uint8_t*>(part.data()) + tensor.stored_row(row) * each
-                     : nothing.data();
+          return stored < 0 ? nothing.data() : reinterpret_cast<const uint8_t*>(part.data()) + stored * each;
         };
         rows.data[r] = bytes(tensor.data, row_bytes);
         rows.scales[r] = bytes(tensor.scales, scale_bytes);

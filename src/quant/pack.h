@@ -61,7 +61,7 @@ class PackedWeight {
   /// out: [strips, last - first, panel_bytes of the strip]. Rows of a panel beyond the last of the matrix
   /// become zeros. Safe from several threads; errors are those of the source.
   PanelMatrix pack(int64_t index, int64_t first, int64_t last, std::byte* out) const;
-  /// Of a weight that is not packed: the stored bytes from which panels [first, last) are made.
+  /// Of a weight that is not packed: where the stored bytes begin from which panels [first, last) are made.
   const std::byte* stored(int64_t index, int64_t first, int64_t last) const;
   /// Row `row` of the only matrix as f32 (`unpack_row`), packed or not. out: [columns].
   void row(int64_t row, float* out) const;

@@ -79,8 +79,8 @@ void touch(std::span<const std::byte> part, size_t step) {
 
 void MemoryMap::map(std::span<const std::byte> part) const {
   require(part);
-  touch(part,
-        size_t{64} << 10);  // what Linux maps at once where the pages are in memory (fault_around_bytes)
+  constexpr size_t kAround = size_t{64} << 10;  // what Linux maps at once of what it has (fault_around_bytes)
+  touch(part, kAround);
 }
 
 void MemoryMap::fetch(std::span<const std::byte> part) const {

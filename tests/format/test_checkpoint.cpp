@@ -1,8 +1,12 @@
 // Stored bytes of a checkpoint's files, mapped, fetched and let go of.
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <filesystem>
+#include <span>
 #include <vector>
 
 #include "lockstep/checkpoint.h"
@@ -11,6 +15,28 @@
 
 namespace lockstep {
 namespace {
+
+// Whether the page of `byte` is mapped now, of which /proc/self/pagemap has a bit.
+bool is_mapped(const std::byte* byte) {
+  const int pages = ::open("/proc/self/pagemap", O_RDONLY);
+  uint64_t page = 0;
+  const auto at = static_cast<off_t>(reinterpret_cast<uintptr_t>(byte) / 4096 * sizeof(page));
+  EXPECT_EQ(::pread(pages, &page, sizeof(page), at), sizeof(page));
+  ::close(pages);
+  return page >> 63 != 0;
+}
+
+TEST(Checkpoint, PagesComeAndGo) {
+  const Checkpoint checkpoint = Checkpoint::open(test::data_path("models/llama-q.mixed.gguf"));
+  const std::span<const std::byte> part = checkpoint.tensors().back().data;
+  checkpoint.map(part);
+  EXPECT_TRUE(is_mapped(part.data()));
+  checkpoint.release(part);
+  EXPECT_FALSE(is_mapped(part.data()));
+  checkpoint.fetch(part);
+  EXPECT_TRUE(is_mapped(part.data()));
+  EXPECT_TRUE(is_mapped(&part.back()));
+}
 
 TEST(Checkpoint, BytesStayWhatTheyAreWhateverIsDoneToTheirPages) {
   for (const char* name : {"models/llama-q.mixed.gguf", "models/llama-mlx-4bit"}) {
