@@ -161,6 +161,7 @@ struct TraceOptions {
   std::string fault;            ///< one to inject, as find_fault reads it; empty: none
   std::optional<TieRule> ties;  ///< of a reference of the same tokens
   bool checksums = false;  ///< note those of the weight files, so that other weights are told from faults
+  std::function<void(double)> progress;  ///< share of the rows and layers computed; may throw, which ends it
 };
 /// Runs our engine and keeps every site of the level.
 Trace record_trace(const std::filesystem::path& model, const TraceOptions& options);

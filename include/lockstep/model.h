@@ -35,8 +35,9 @@ enum class Packing {
   at_load,  ///< before `load` returns
   /// The first pass reads weights from the file as it goes, and keeps none of them; `pack`, or the second
   /// pass, packs them. The first token comes sooner, the second later. As `at_load` where the weights are
-  /// more than a quarter of the machine's memory. Until they are packed passes take turns, an observer must
-  /// not run the model, and the file must stay as it is: to take away what is being read ends the process.
+  /// more than a quarter of the memory that the process may fill. Until they are packed passes take turns, an
+  /// observer must not run the model, and the file must stay as it is: to take away what is being read ends
+  /// the process.
   second_pass,
   /// The same, whatever their size, and `load` does not touch them: to look at a model, or to encode a text.
   on_use

@@ -62,7 +62,7 @@ void print_json(const Model& model, const BenchOptions& options, const BenchResu
 void run(Flags flags) {
   const auto model = flags.model.load();
   flags.bench.session = flags.model.session_options();
-  flags.bench.progress = [](double share) { show_progress("Measuring", share); };
+  flags.bench.progress = interruptible("Measuring");
   const BenchResult result = run_bench(model, flags.bench);
   const MachineLimits limits = measure_limits(model->threads(), flags.model.isa);
   const double decode_share = result.decode_gbs / limits.read_gbs;
@@ -77,8 +77,12 @@ void run(Flags flags) {
                 static_cast<long long>(tokens), tps.median, tps.least, tps.most, rate, unit, share * 100,
                 limit);
   };
-  std::printf("%s, %s, %d threads; %d rounds, median (least to most)\n", std::string(model->isa()).c_str(),
-              std::string(precision_name(model->precision())).c_str(), model->threads(), flags.bench.repeat);
+  std::string task = counted(flags.bench.repeat, "round");
+  if (flags.bench.streams > 1) task += " of " + counted(flags.bench.streams, "stream");
+  if (flags.bench.depth > 0) task += " behind " + counted(flags.bench.depth, "token");
+  std::printf("%s, %s, %s; %s, median (least to most)\n", std::string(model->isa()).c_str(),
+              std::string(precision_name(model->precision())).c_str(),
+              counted(model->threads(), "thread").c_str(), task.c_str());
   row("prefill", flags.bench.prefill, result.prefill_tps, result.prefill_gops, "Gop/s",
       result.prefill_gops / peak.gops, peak.name);
   row("decode", flags.bench.decode, result.decode_tps, result.decode_gbs, "GB/s", decode_share, "read");
@@ -112,7 +116,7 @@ void declare_bench(CLI::App& app) {
   verb->footer(
       "Examples:\n"
       "  lockstep bench\n"
-      "  lockstep bench -m model.gguf --prefill 512 --decode 64 --depth 4096 -t 4 --json");
+      "  lockstep bench -m model.gguf --prefill 512 --decode 64 --depth 4096 --json");
   verb->callback([flags] { run(*flags); });
 }
 

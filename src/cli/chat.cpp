@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "cli.h"
+#include "errors.h"
 #include "lockstep/error.h"
 #include "lockstep/hub.h"
 
@@ -23,11 +24,11 @@ struct Flags {
 };
 
 constexpr const char* kHelp =
-    "  /new            forget the conversation\n"
+    "  /new            forget the conversation (also /clear)\n"
     "  /undo           take back the last question and its reply\n"
     "  /system TEXT    begin anew with this system message\n"
     "  /help           this list\n"
-    "  /quit           leave (also Ctrl-D)\n"
+    "  /quit           leave (also /exit, Ctrl-D)\n"
     "Ctrl-C stops a reply. A line that ends in \\ goes on in the next one.\n";
 
 // Line editing takes letters as the locale has them, and drops what it has not. Where it has ASCII alone the
@@ -79,12 +80,12 @@ class LineReader {
 
   bool terminal() const { return edit_ != nullptr; }
 
-  /// The next line, continued lines joined; none at the end of the input.
+  /// The next line, continued lines joined, also where the input ends; none at its end.
   std::optional<std::string> next() {
     std::string text;
     while (true) {
       std::string line;
-      if (!read_line(line)) return std::nullopt;
+      if (!read_line(line)) return text.empty() ? std::nullopt : std::optional(text);
       if (line.empty() || line.back() != '\\') return text + line;
       line.back() = '\n';
       text += line;
@@ -131,7 +132,7 @@ class Conversation {
   /// False: leave.
   bool command(const std::string& line) {
     if (line == "/quit" || line == "/exit") return false;
-    if (line == "/new") {
+    if (line == "/new" || line == "/clear") {
       messages_.resize(first_turn());
       std::printf("The conversation is forgotten.\n");
     } else if (line == "/undo") {
@@ -150,7 +151,9 @@ class Conversation {
     return true;
   }
 
-  void ask(const std::string& text) {
+  /// Says so and returns false if it could not be answered: then it is taken back, and the conversation goes
+  /// on.
+  bool ask(const std::string& text) {
     messages_.push_back({"user", text});
     take_interrupt();
     try {
@@ -170,13 +173,13 @@ class Conversation {
       else
         messages_.push_back({"assistant", reply.text});
     } catch (const Error& error) {
-      // The question is taken back, so that the conversation can go on.
       messages_.pop_back();
-      hide_progress();
-      std::printf("%s%s\n", error.what(),
-                  error.code() == ErrorCode::context_full ? " (/new begins anew)" : "");
+      print_error(std::string(error.what()) +
+                  (error.code() == ErrorCode::context_full ? "; /new begins anew" : ""));
+      return false;
     }
     std::fflush(stdout);
+    return true;
   }
 
  private:
@@ -193,16 +196,20 @@ void run(const Flags& flags) {
   LineReader reader;
   if (reader.terminal()) std::printf("/help lists the commands.\n");
   catch_interrupts(false);
+  bool answered = true;
   while (const auto typed = reader.next()) {
     const std::string line = trimmed(*typed);
     if (line.empty()) continue;
     if (line.front() != '/') {
-      conversation.ask(line);
+      answered = conversation.ask(line) && answered;
     } else if (!conversation.command(line)) {
       break;
     }
   }
-  if (reader.terminal()) std::printf("\n");
+  if (reader.terminal())
+    std::printf("\n");
+  else if (!answered)
+    throw CLI::RuntimeError(kWrongInput);
 }
 
 }  // namespace

@@ -45,7 +45,7 @@ void declare_check(CLI::App& app) {
   declare_inject(*verb, flags->fault, "compute wrongly on purpose, as for trace; list: names the faults");
   verb->footer(
       "Logits must be the same, bit for bit, for any number of threads, chunks, batch and reuse of the "
-      "cache;\n"
+      "cache; "
       "attention, RoPE, grouped queries, experts and windows must keep what they promise by definition.\n"
       "Exit status: 0 all held, 1 one is broken, 2 cannot conclude, 3 a wrong command line or file.\n"
       "Example:\n  lockstep check -m model.gguf");

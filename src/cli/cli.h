@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -49,6 +50,9 @@ struct GenerateFlags {
   void declare(CLI::App& verb);
 };
 
+/// How --help of all verbs is laid out.
+std::shared_ptr<CLI::FormatterBase> help_formatter();
+
 void declare_generate(CLI::App& app);
 void declare_chat(CLI::App& app);
 void declare_tokenize(CLI::App& app);
@@ -77,6 +81,10 @@ std::vector<int32_t> parse_ids(const std::string& text);
 void show_progress(const std::string& what, double share);
 /// Frees the line of what is drawn, if anything is.
 void hide_progress();
+/// Draws the share of work that Ctrl-C may end wherever it tells of it: then the verb ends, with nothing half
+/// drawn or half written, as a process does that SIGINT ended. Of any other work Ctrl-C is left to the
+/// system.
+std::function<void(double)> interruptible(const std::string& what);
 /// How much of a prompt is computed; false once Ctrl-C was pressed (GenerateOptions::on_prompt).
 bool show_prompt(int64_t done, int64_t all);
 

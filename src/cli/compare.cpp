@@ -70,6 +70,7 @@ TraceOptions options_of(const DiffFlags& flags) {
   options.model = flags.model.options();
   options.kv_type = flags.model.kv();
   options.fault = flags.fault;
+  options.progress = interruptible("Computing");
   return options;
 }
 
@@ -182,8 +183,8 @@ void declare_replay(CLI::App& app) {
       "tensors.\n"
       "Examples:\n"
       "  lockstep replay -m model reference\n"
-      "  lockstep replay -m model reference --site L00.q_rope --bundle q_rope.safetensors\n"
-      "  lockstep replay q_rope.safetensors");
+      "  lockstep replay -m model reference --site L00.q_rope --bundle one.safetensors\n"
+      "  lockstep replay one.safetensors");
   verb->callback([flags] { run_replay(*flags); });
 }
 

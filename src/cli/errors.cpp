@@ -46,7 +46,7 @@ size_t distance(std::string_view one, std::string_view other) {
   return row.back();
 }
 
-// What other tools call some flags.
+// What other tools call some flags and verbs.
 constexpr std::pair<std::string_view, std::string_view> kElsewhere[] = {
     {"--n-predict", "--max-tokens"},
     {"--predict", "--max-tokens"},
@@ -73,6 +73,11 @@ constexpr std::pair<std::string_view, std::string_view> kElsewhere[] = {
     {"-ctk", "--kv-type"},
     {"-ctv", "--kv-type"},
     {"--max-kv-size", "--context"},
+    {"run", "generate"},
+    {"complete", "generate"},
+    {"download", "pull"},
+    {"show", "inspect"},
+    {"benchmark", "bench"},
 };
 
 // "; did you mean X?" if one of them is near, or is what another tool calls so.
@@ -83,7 +88,7 @@ std::string did_you_mean(std::string_view word, const std::vector<std::string>& 
     if (word == elsewhere && std::find(names.begin(), names.end(), here) != names.end()) nearest = here;
   }
   if (!nearest.empty()) return "; here it is " + nearest;
-  if (word == "-ngl" || word == "--gpu-layers" || word == "--n-gpu-layers")
+  if (word.starts_with("-ngl") || word == "--gpu-layers" || word == "--n-gpu-layers")
     return "; all layers are computed by the processor";
   if (word == "-cnv" || word == "-i" || word == "--interactive" || word == "--conversation")
     return "; lockstep chat is for that";

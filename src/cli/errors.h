@@ -12,6 +12,11 @@
 
 namespace lockstep::cli {
 
+// Exit statuses beside 0; those of verdicts are in verdict.h.
+inline constexpr int kWrongInput = 1;
+inline constexpr int kUsage = 3;
+inline constexpr int kInterrupted = 130;  // as a shell says of SIGINT
+
 /// The whole of `text` as a number; integers are decimal, whatever zeros they begin with.
 template <typename T>
 bool parse_number(std::string_view text, T& value) {

@@ -17,8 +17,6 @@
 namespace lockstep::cli {
 namespace {
 
-constexpr int kInterrupted = 130;  // as a shell says of SIGINT
-
 struct Flags {
   ModelFlags model;
   GenerateFlags generate;
@@ -87,7 +85,7 @@ void report(const Flags& flags, const Model& model, std::span<const int32_t> pro
   std::printf("\n");
   std::fflush(stdout);
   std::string more;
-  if (t.pack_ms >= 1) more = ", weights packed in " + std::to_string(std::lround(t.pack_ms)) + " ms more";
+  if (t.pack_ms >= 1) more = ", then weights packed in " + std::to_string(std::lround(t.pack_ms)) + " ms";
   if (t.decode_tps > 0) {
     const double gbs = static_cast<double>(model.info().token_bytes) * t.decode_tps * 1e-9;
     char decode[80];
@@ -167,7 +165,7 @@ void declare_generate(CLI::App& app) {
   verb->footer(
       "Examples:\n"
       "  lockstep generate -p 'Name three colours.' -n 40\n"
-      "  lockstep generate -m model.gguf --raw -p 'Once upon a time' --temp 0.8 --seed 7\n"
+      "  lockstep generate -m model.gguf --raw -p 'Once upon' --temp 0.8 --seed 7\n"
       "  git diff | lockstep generate - --system 'Summarise this change.'");
   verb->callback([flags] {
     if (flags->logprobs && !flags->json)

@@ -77,8 +77,7 @@ void declare_logits(CLI::App& app) {
   verb->add_option("-o,--output", flags->output, "file to write: tensor `logits`, f32 [tokens, vocab]")
       ->type_name("FILE.safetensors")
       ->required();
-  verb->footer(
-      "Example:\n  lockstep logits --ids 1,4093,198 --precision f32 --kv-type f32 -o out.safetensors");
+  verb->footer("Example:\n  lockstep logits --ids 1,4093 --precision f32 --kv-type f32 -o out.safetensors");
   verb->callback([flags] { run(*flags); });
 }
 

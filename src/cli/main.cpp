@@ -11,9 +11,10 @@
 
 namespace {
 
-constexpr int kWrongInput = 1;
+using lockstep::cli::kUsage;
+using lockstep::cli::kWrongInput;
+
 constexpr int kCutShort = 2;  // to the verbs that judge: cannot conclude
-constexpr int kUsage = 3;
 
 int run(int argc, char** argv) {
   CLI::App app(
@@ -22,7 +23,7 @@ int run(int argc, char** argv) {
       "lockstep");
   app.set_version_flag("--version", std::string("lockstep ") + LOCKSTEP_VERSION);
   app.require_subcommand(1);
-  app.get_formatter()->column_width(34);
+  app.formatter(lockstep::cli::help_formatter());
   app.footer(
       "First steps:\n"
       "  lockstep pull smollm2              fetch a small model (92 MB)\n"

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <optional>
 
 #include "cli.h"
 #include "errors.h"
@@ -12,7 +13,7 @@ namespace {
 struct Flags {
   ModelFlags model;
   std::string file;
-  int64_t window = 512;
+  std::optional<int64_t> window;
 };
 
 void run(const Flags& flags) {
@@ -26,14 +27,15 @@ void run(const Flags& flags) {
   double sum = 0;
   double squares = 0;
   int64_t count = 0;
-  // Windows overlap by one token, so that every token but the first is predicted once.
-  int64_t longest = std::min(flags.window, model->info().context);
-  if (options.context > 0) longest = std::min(longest, options.context);
-  if (longest < 2) {
-    throw Error(ErrorCode::invalid_argument,
-                "[perplexity] context: expected room for two tokens, got " + std::to_string(longest));
+  const int64_t context = options.context > 0 ? options.context : model->info().context;
+  if (context < flags.window.value_or(2)) {
+    throw Error(ErrorCode::invalid_argument, "[perplexity] --window: expected at most the context, " +
+                                                 counted(context, "token") + ", got " +
+                                                 std::to_string(flags.window.value_or(2)));
   }
-  const auto window = static_cast<size_t>(longest);
+  // Windows overlap by one token, so that every token but the first is predicted once.
+  const auto window = static_cast<size_t>(flags.window.value_or(std::min<int64_t>(512, context)));
+  const auto progress = interruptible("Perplexity");
   for (size_t begin = 0; begin + 1 < ids.size(); begin += window - 1) {
     const size_t length = std::min(window, ids.size() - begin);
     Session session(model, options);
@@ -48,7 +50,7 @@ void run(const Flags& flags) {
         ++count;
       }
     }
-    show_progress("Perplexity", static_cast<double>(begin + length) / static_cast<double>(ids.size()));
+    progress(static_cast<double>(begin + length) / static_cast<double>(ids.size()));
   }
   const double mean = sum / static_cast<double>(count);
   const double variance = std::max(0.0, squares / static_cast<double>(count) - mean * mean);
@@ -64,9 +66,9 @@ void declare_perplexity(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("perplexity", "How well the model predicts a text, with its error bar");
   flags->model.declare(*verb);
   verb->add_option("-f,--file", flags->file, "the text; - is standard input")->type_name("FILE")->required();
-  verb->add_option("--window", flags->window, "tokens the model sees at once")
-      ->check(in_range(int64_t{2}, int64_t{1} << 20))
-      ->capture_default_str();
+  verb->add_option("--window", flags->window,
+                   "tokens the model sees at once; default: 512, or its context where that is shorter")
+      ->check(in_range(int64_t{2}, int64_t{1} << 20));
   verb->footer("Example:\n  lockstep perplexity -f book.txt --window 1024");
   verb->callback([flags] { run(*flags); });
 }

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "cli.h"
+#include "errors.h"
 
 namespace lockstep::cli {
 namespace {
@@ -23,6 +24,16 @@ void show_progress(const std::string& what, double share) {
   const int filled = percent * kWidth / 100;
   std::fprintf(stderr, "\r%s [%s%s] %3d %%", what.c_str(), std::string(filled, '#').c_str(),
                std::string(kWidth - filled, '.').c_str(), percent);
+}
+
+std::function<void(double)> interruptible(const std::string& what) {
+  catch_interrupts(true);
+  return [what](double share) {
+    show_progress(what, share);
+    if (!interrupted()) return;
+    hide_progress();
+    throw CLI::RuntimeError(kInterrupted);
+  };
 }
 
 bool show_prompt(int64_t done, int64_t all) {

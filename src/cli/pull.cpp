@@ -43,7 +43,7 @@ void declare_pull(CLI::App& app) {
       ->type_name("URL")
       ->check(not_empty("an address"));
   verb->footer(
-      "The path of the model is printed. A download that is cut goes on where it stopped when the\n"
+      "The path of the model is printed. A download that is cut goes on where it stopped when the "
       "command is run again; checksums are pinned.\n"
       "Example:\n  lockstep pull smollm2");
   verb->callback([flags] { run(*flags); });

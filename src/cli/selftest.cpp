@@ -15,7 +15,7 @@ struct SelftestFlags {
 };
 
 void run_selftest(const SelftestFlags& flags) {
-  const SelftestResult result = selftest(flags.data, [](double share) { show_progress("Self-test", share); });
+  const SelftestResult result = selftest(flags.data, interruptible("Self-test"));
   if (flags.json) {
     nlohmann::json cases = nlohmann::json::array();
     for (const auto& each : result.cases) {
@@ -60,12 +60,11 @@ void declare_selftest(CLI::App& app) {
   auto flags = std::make_shared<SelftestFlags>();
   CLI::App* verb =
       app.add_subcommand("selftest", "Inject known faults and see whether each is found where it is");
-  verb->add_option("--data", flags->data, "where the committed traces are")
-      ->type_name("DIR")
-      ->capture_default_str();
+  verb->add_option("--data", flags->data, "where the committed traces are; default: in the sources")
+      ->type_name("DIR");
   verb->add_flag("--json", flags->json, "print one JSON object");
   verb->footer(
-      "Each fault is put into our own engine, on tiny models with committed traces of transformers;\n"
+      "Each fault is put into our own engine, on tiny models with committed traces of transformers; "
       "clean runs must raise no alarm. docs/faults.md tells what each fault does.\n"
       "Exit status: 0 all found, 1 one missed or an alarm in a clean run, 3 a wrong command line or file.\n"
       "Example:\n  lockstep selftest");

@@ -80,6 +80,7 @@ void run_trace(const TraceFlags& flags) {
   options.storage = parse_storage(flags.store, flags.seed);
   if (!flags.layers.empty()) options.layers = parse_layers(flags.layers);
   options.checksums = true;
+  options.progress = interruptible("Recording");
   Trace followed;
   Floor floor;
   if (flags.follow) {
@@ -140,7 +141,7 @@ void declare_trace(CLI::App& app) {
   verb->footer(
       "Examples:\n"
       "  lockstep trace -m model --ids 1,2,3 --steps 4 -o mine\n"
-      "  lockstep trace -m model --follow reference -o mine && lockstep diff mine reference\n"
+      "  lockstep trace -m model --follow reference -o mine\n"
       "  lockstep trace -m model --follow reference --store sample:64 -o small\n"
       "  lockstep trace --inject list");
   verb->callback([flags] {

@@ -10,10 +10,9 @@
 
 namespace lockstep::cli {
 
-// Exit statuses beside 0.
-constexpr int kDivergent = 1;
-constexpr int kInconclusive = 2;
-constexpr int kUsage = 3;
+// Exit statuses beside those of errors.h.
+inline constexpr int kDivergent = 1;
+inline constexpr int kInconclusive = 2;
 
 /// Whether there is such a file; false too where that cannot be known.
 inline bool present(const std::filesystem::path& path) {

@@ -119,6 +119,29 @@ GgufValue read_value(Cursor& cursor, std::string_view key) {
        static_cast<uint32_t>(type));
 }
 
+// Names of ggml.h's enum ggml_type for what is not read here; empty: none that is in files.
+std::string_view unread_type(uint32_t type) {
+  switch (type) {
+    case 9: return "Q8_1";
+    case 10: return "Q2_K";
+    case 11: return "Q3_K";
+    case 15: return "Q8_K";
+    case 16: return "IQ2_XXS";
+    case 17: return "IQ2_XS";
+    case 18: return "IQ3_XXS";
+    case 19: return "IQ1_S";
+    case 20: return "IQ4_NL";
+    case 21: return "IQ3_S";
+    case 22: return "IQ2_S";
+    case 23: return "IQ4_XS";
+    case 29: return "IQ1_M";
+    case 34: return "TQ1_0";
+    case 35: return "TQ2_0";
+    case 39: return "MXFP4";
+    default: return "";
+  }
+}
+
 DType read_dtype(Cursor& cursor, std::string_view name) {
   const auto type = cursor.read<uint32_t>("tensor type");
   switch (type) {  // numbers of ggml.h's enum ggml_type
@@ -140,9 +163,9 @@ DType read_dtype(Cursor& cursor, std::string_view name) {
     case 30: return DType::bf16;
     default:
       fail(ErrorCode::unsupported,
-           "[{}] {}: expected F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K or Q6_K, "
-           "got ggml type {}",
-           cursor.here(), name, type);
+           "[{}] {}: expected F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K or Q6_K, got {}",
+           cursor.here(), name,
+           unread_type(type).empty() ? fmt::format("ggml type {}", type) : unread_type(type));
   }
 }
 
@@ -219,7 +242,8 @@ Gguf::Gguf(std::span<const std::byte> bytes, const std::string& where) : where_(
   }
   // A table entry takes at least 32 bytes.
   if (tensor_count > cursor.remaining() / 32) {
-    fail(ErrorCode::format, "[{}] tensor count: expected a table that fits in the file, got {}",
+    fail(ErrorCode::format,
+         "[{}] tensor count: expected a table that fits in the file, got {} (is the file cut short?)",
          cursor.here(), tensor_count);
   }
   std::set<std::string_view> names;

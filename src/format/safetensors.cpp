@@ -102,7 +102,9 @@ SafeTensor parse_tensor(const std::string& name, const json& entry, std::span<co
 // Side by side: an overlap or a gap is a sign of a damaged or a hostile file.
 void check_cover(SafeTensors& file, std::span<const std::byte> data, const std::string& where) {
   std::ranges::stable_sort(file.tensors, {},
-                           [](const SafeTensor& t) { return t.data.data() + t.data.size(); });
+                           [](const SafeTensor& t) {  // one without data before its neighbour
+                             return std::pair(t.data.data(), t.data.data() + t.data.size());
+                           });
   const std::byte* at = data.data();
   for (const SafeTensor& tensor : file.tensors) {
     if (tensor.data.data() != at) {

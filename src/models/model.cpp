@@ -1,7 +1,5 @@
 #include "lockstep/model.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <functional>
@@ -16,6 +14,7 @@
 #include "models/binder.h"
 #include "models/config_keys.h"
 #include "tensor/fail.h"
+#include "tensor/memory_map.h"
 #include "thread/pool.h"
 
 namespace lockstep {
@@ -85,9 +84,7 @@ class Stored {
 };
 
 // Whether files of `bytes` can be expected to stay in memory beside what is made of them.
-bool stays_in_memory(int64_t bytes) {
-  return bytes <= int64_t{::sysconf(_SC_PHYS_PAGES)} * ::sysconf(_SC_PAGESIZE) / 4;
-}
+bool stays_in_memory(int64_t bytes) { return bytes <= usable_memory() / 4; }
 
 }  // namespace
 

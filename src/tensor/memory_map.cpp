@@ -8,11 +8,20 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <fstream>
 #include <utility>
 
 #include "tensor/fail.h"
 
 namespace lockstep {
+
+int64_t usable_memory() {
+  int64_t bytes = int64_t{::sysconf(_SC_PHYS_PAGES)} * ::sysconf(_SC_PAGESIZE);
+  int64_t limit = 0;
+  std::ifstream file("/sys/fs/cgroup/memory.max");  // cgroup v2: bytes, or "max"
+  if (file >> limit) bytes = std::min(bytes, limit);
+  return bytes;
+}
 
 MemoryMap::MemoryMap(const std::filesystem::path& path) : path_(path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe must not make it wait

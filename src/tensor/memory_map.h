@@ -2,10 +2,14 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <span>
 
 namespace lockstep {
+
+/// Bytes that this process may fill: the machine's memory, bounded by the cgroup's limit.
+int64_t usable_memory();
 
 /// Maps a whole file. Move-only; unmaps on destruction.
 class MemoryMap {

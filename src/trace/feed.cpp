@@ -120,8 +120,7 @@ Trace Feeder::run(const Trace& fed, MissingSites* missing) const {
   ours.engine = "lockstep " + std::string(model_->isa()) + ", on the reference's inputs";
   PassRows rows;
   Replayer replayer(fed, rows, facts_, injection_ ? &*injection_ : nullptr, ours, missing);
-  Taps taps(&replayer);
-  ours.sequences = run_passes(model_, options, rows, taps);
+  ours.sequences = run_passes(model_, options, rows, replayer);
   return ours;
 }
 

@@ -14,8 +14,8 @@ std::string axes_of(Site site);
 /// Whether traces of a level hold a site.
 bool in_level(Site site, int level);
 
-/// Runs them; `rows` tells the observer behind `taps` which rows are being computed. Returns what was fed.
+/// Runs them; `rows` tells the observer which rows are being computed. Returns what was fed.
 std::vector<Trace::Sequence> run_passes(const std::shared_ptr<const Model>& model,
-                                        const TraceOptions& options, PassRows& rows, Taps& taps);
+                                        const TraceOptions& options, PassRows& rows, Observer& observer);
 
 }  // namespace lockstep

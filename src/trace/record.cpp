@@ -13,47 +13,6 @@
 
 namespace lockstep {
 
-std::string axes_of(Site site) {
-  switch (site) {
-    case Site::q_proj:
-    case Site::k_proj:
-    case Site::v_proj:
-    case Site::q_norm:
-    case Site::k_norm:
-    case Site::q_rope:
-    case Site::k_rope:
-    case Site::k_cache:
-    case Site::v_cache:
-    case Site::attn_ctx: return "T H D";
-    case Site::scores:
-    case Site::probs: return "T H K";
-    case Site::expert_gate:
-    case Site::expert_up:
-    case Site::expert_act:
-    case Site::expert_down: return "T E C";
-    case Site::router_logits:
-    case Site::router_weights: return "T E";
-    default: return "T C";
-  }
-}
-
-bool in_level(Site site, int level) {
-  switch (site) {
-    case Site::logits: return true;
-    case Site::embed:
-    case Site::attn_resid:
-    case Site::ffn_resid:
-    case Site::final_norm: return level >= 1;
-    case Site::scores:
-    case Site::probs:
-    case Site::expert_gate:
-    case Site::expert_up:
-    case Site::expert_act:
-    case Site::expert_down: return level >= 3;
-    default: return level >= 2;
-  }
-}
-
 namespace {
 
 class Recorder : public Observer {
@@ -153,70 +112,6 @@ std::map<std::string, std::string> weight_sums(const Checkpoint& checkpoint) {
   return sums;
 }
 
-std::vector<Trace::Sequence> run_passes(const std::shared_ptr<const Model>& model,
-                                        const TraceOptions& options, PassRows& rows, Taps& taps) {
-  std::vector<Trace::Sequence> done;
-  std::vector<Session> sessions;
-  SessionOptions session;
-  session.kv_type = options.kv_type;
-  int64_t steps = options.steps;
-  for (const Trace::Sequence& sequence : options.sequences) {
-    sessions.emplace_back(model, session);
-    done.push_back({sequence.ids, {}});
-    if (!sequence.fed.empty()) steps = static_cast<int64_t>(sequence.fed.size());
-  }
-  std::vector<std::vector<int32_t>> next;
-  for (const Trace::Sequence& sequence : options.sequences) next.push_back(sequence.ids);
-  std::vector<Tensor> logits(next.size());  // of the last pass of each
-  for (const Trace::Sequence& sequence : options.sequences) {
-    if (!sequence.fed.empty() && static_cast<int64_t>(sequence.fed.size()) != steps) {
-      fail(ErrorCode::invalid_argument,
-           "[trace] fed: expected as many tokens for each sequence, got {} and {}", steps,
-           sequence.fed.size());
-    }
-    if (sequence.ids.empty())
-      fail(ErrorCode::invalid_argument, "[trace] ids: expected at least one for each sequence, got none");
-  }
-  // One pass over up to `most` rows of each sequence, from row `begin` of what it is given.
-  const auto pass = [&](int64_t step, size_t begin, size_t most) {
-    rows = {static_cast<int>(step), static_cast<int>(begin / most), {}, {}};
-    std::vector<std::span<const int32_t>> parts;
-    std::vector<Session*> pointers;
-    std::vector<size_t> taking;
-    for (size_t s = 0; s < next.size(); ++s) {
-      if (begin >= next[s].size()) continue;
-      parts.push_back(
-          std::span<const int32_t>(next[s]).subspan(begin, std::min(most, next[s].size() - begin)));
-      pointers.push_back(&sessions[s]);
-      taking.push_back(s);
-      for (size_t i = 0; i < parts.back().size(); ++i) {
-        rows.positions.push_back(static_cast<int32_t>(sessions[s].length() + static_cast<int64_t>(i)));
-        rows.sequences.push_back(static_cast<int>(s));
-      }
-    }
-    std::vector<Tensor> made = append_together(pointers, parts, taps);
-    for (size_t i = 0; i < made.size(); ++i) logits[taking[i]] = std::move(made[i]);
-  };
-  for (int64_t step = 0; step <= steps; ++step) {
-    size_t longest = 0;
-    for (const auto& ids : next) longest = std::max(longest, ids.size());
-    const size_t most = options.chunk > 0 ? static_cast<size_t>(options.chunk) : longest;
-    for (size_t begin = 0; begin < longest; begin += most) pass(step, begin, most);
-    if (step == steps) break;
-    for (size_t s = 0; s < next.size(); ++s) {
-      const Tensor& mine = logits[s];
-      const float* last = mine.row(mine.shape()[0] - 1);
-      const auto& fed = options.sequences[s].fed;
-      const int32_t id = fed.empty()
-                             ? static_cast<int32_t>(std::max_element(last, last + mine.row_size()) - last)
-                             : fed.at(static_cast<size_t>(step));
-      next[s] = {id};
-      done[s].fed.push_back(id);
-    }
-  }
-  return done;
-}
-
 namespace {
 
 // Runs the model, handing every event to `sink`, and returns what is known besides.
@@ -256,8 +151,7 @@ Trace record(const std::filesystem::path& path, const TraceOptions& options, Rec
   };
   PassRows rows;
   Recorder recorder(counting, options, rows, facts, injection);
-  Taps taps(&recorder);
-  trace.sequences = run_passes(model, options, rows, taps);
+  trace.sequences = run_passes(model, options, rows, recorder);
   trace.ties = recorder.ties();
   trace.sites.assign(sites.begin(), sites.end());
   return trace;

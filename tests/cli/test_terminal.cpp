@@ -115,5 +115,39 @@ TEST(Terminal, AnInterruptedReplyEndsItsLine) {
   EXPECT_EQ(terminal.exit_status(), 130);
 }
 
+TEST(Terminal, InterruptedJsonSaysSo) {
+  std::string prompt;
+  for (int i = 0; i < 3000; ++i) prompt += "one two ";
+  std::vector<std::string> arguments = with_model("generate");
+  arguments.insert(arguments.end(), {"--raw", "--json", "-c", "2147483647", "-p", prompt});
+  Terminal terminal(arguments, "C");
+  if (!terminal.open()) GTEST_SKIP();
+  terminal.until("Reading the prompt [");
+  terminal.type("\x03");
+  const std::string shown = terminal.until("}}");
+  EXPECT_NE(shown.find(R"("finish_reason":"interrupted")"), shown.npos) << shown;
+  terminal.until("the end");
+  EXPECT_EQ(terminal.exit_status(), 130);
+}
+
+TEST(Terminal, AnInterruptedTraceLeavesNothing) {
+  const fs::path folder = fs::path(testing::TempDir()) / ("interrupted-" + std::to_string(::getpid()));
+  fs::create_directories(folder);
+  std::string many = "1";
+  for (int i = 2; i <= 64; ++i) many += ";" + std::to_string(i);
+  std::vector<std::string> arguments = with_model("trace");
+  arguments.insert(arguments.end(), {"--ids", many, "--steps", "400", "-o", (folder / "out").string()});
+  Terminal terminal(arguments, "C");
+  if (!terminal.open()) GTEST_SKIP();
+  terminal.until("Recording [");
+  EXPECT_FALSE(fs::is_empty(folder));
+  terminal.type("\x03");
+  const std::string shown = terminal.until("the end");
+  EXPECT_TRUE(shown.ends_with("\r\033[K")) << shown;  // no bar is left
+  EXPECT_EQ(terminal.exit_status(), 130);
+  EXPECT_TRUE(fs::is_empty(folder));
+  fs::remove_all(folder);
+}
+
 }  // namespace
 }  // namespace lockstep

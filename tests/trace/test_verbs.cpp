@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <sstream>
 #include <string>
 
 #include "support/traces.h"
@@ -92,6 +93,16 @@ TEST_F(Verbs, HelpIsPrintedHoweverItIsAskedFor) {
   EXPECT_EQ(text("output"), of_verb);
 }
 
+TEST_F(Verbs, HelpFitsEightyColumns) {
+  for (const std::string verb :
+       {"", "generate", "chat", "tokenize", "logits", "perplexity", "inspect", "pull", "bench", "trace",
+        "diff", "replay", "bisect", "floor", "check", "selftest"}) {
+    ASSERT_EQ(run("help " + verb), 0) << said_;
+    std::istringstream help(text("output"));
+    for (std::string line; std::getline(help, line);) EXPECT_LE(line.size(), 80) << verb << ": " << line;
+  }
+}
+
 TEST_F(Verbs, UsageIsNeverInconclusive) {
   EXPECT_EQ(run("trace -m models/llama --ids 1 --steps 100000 -o out"), 3) << said_;
   EXPECT_EQ(run("trace -m models/llama/model.safetensors --ids 1 -o out"), 3) << said_;
@@ -107,6 +118,20 @@ TEST_F(Verbs, ATraceDoesNotReplaceWhatItFollows) {
   EXPECT_EQ(run("trace -m models/llama --follow mine -o mine/"), 3);
   EXPECT_TRUE(said("expected another directory than --follow")) << said_;
   EXPECT_EQ(text("mine/manifest.json"), before);
+}
+
+TEST_F(Verbs, AModelThatCannotBeRunIsInspected) {
+  fs::copy(model_of("llama"), folder_ / "other");
+  std::string config = text("models/llama/config.json");
+  const std::string known = R"("model_type": "llama")";
+  ASSERT_NE(config.find(known), config.npos);
+  std::ofstream(folder_ / "other/config.json")
+      << config.replace(config.find(known), known.size(), R"("model_type": "bloom")");
+  EXPECT_EQ(run("inspect other --tensors"), 1);
+  EXPECT_TRUE(text("output").starts_with("file          other")) << said_;
+  EXPECT_TRUE(said("architecture  bloom\n")) << said_;
+  EXPECT_TRUE(said("model.layers.0.self_attn.q_proj.weight\n")) << said_;
+  EXPECT_TRUE(said("[other] architecture: expected one of ")) << said_;
 }
 
 TEST_F(Verbs, NothingToBundleIsSaid) {
