@@ -30,7 +30,8 @@ Quads load_quads(const uint8_t* p) {
 }
 void store_quads(uint8_t* p, Quads quads) { std::memcpy(p, &quads, sizeof(quads)); }
 
-// Writes dword v of four rows at out + 64 * v, side by side. rows: 16 bytes of each.
+// Writes dword v < kDwords of four rows at out + 64 * v, side by side. rows: 16 bytes of each.
+template <int kDwords = 4>
 void transpose(const Quads (&rows)[4], uint8_t* out) {
   const Quads ab_low = __builtin_shufflevector(rows[0], rows[1], 0, 4, 1, 5);
   const Quads ab_high = __builtin_shufflevector(rows[0], rows[1], 2, 6, 3, 7);
@@ -39,7 +40,7 @@ void transpose(const Quads (&rows)[4], uint8_t* out) {
   store_quads(out, __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5));
   store_quads(out + 64, __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7));
   store_quads(out + 128, __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5));
-  store_quads(out + 192, __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7));
+  if constexpr (kDwords == 4) store_quads(out + 192, __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7));
 }
 
 // Writes dword v of every row at out + 64 * v, rows side by side, for 4 * `vectors` dwords. `row(r)` points
@@ -56,7 +57,7 @@ void interleave(int64_t vectors, const Row& row, uint8_t* out) {
   }
 }
 
-// Writes 32 codes of 4 to 6 bits of every row of a panel; `row(r)` points at those of row r, a byte each.
+// Writes 32 codes of 4 or 5 bits of every row of a panel; `row(r)` points at those of row r, a byte each.
 template <typename Row>
 void write_codes(int bits, const Row& row, uint8_t* panel) {
   uint8_t nibbles[kPanelRows][16];
@@ -69,18 +70,9 @@ void write_codes(int bits, const Row& row, uint8_t* panel) {
   for (int r = 0; r < kPanelRows; ++r) {
     const uint8_t* codes = row(r);
     uint8_t* at = panel + 256 + 4 * r;
-    if (bits == 5) {
-      uint32_t fifth = 0;
-      for (int j = 0; j < 8; ++j) fifth |= (load_quad(codes + 4 * j) >> 4 & 0x01010101U) << j;
-      store_quad(at, fifth);
-    } else {
-      for (int half = 0; half < 2; ++half) {
-        uint32_t top = 0;
-        for (int j = 0; j < 4; ++j)
-          top |= (load_quad(codes + 16 * half + 4 * j) >> 4 & 0x03030303U) << (2 * j);
-        store_quad(at + 64 * half, top);
-      }
-    }
+    uint32_t fifth = 0;
+    for (int j = 0; j < 8; ++j) fifth |= (load_quad(codes + 4 * j) >> 4 & 0x01010101U) << j;
+    store_quad(at, fifth);
   }
 }
 
@@ -103,12 +95,6 @@ void split_bytes(const uint8_t* dwords, uint8_t* out) {
   std::memcpy(out, v, sizeof(v));
 }
 
-// The 256 codes of a row of q4_k or q6_k, bits at a time.
-struct SuperBlock {
-  uint8_t nibbles[8][16];  // of 32 columns: byte i holds columns i and i + 16
-  uint64_t top[8];         // likewise bits 4-5: byte i of half h holds columns 16 h + i + {0, 4, 8, 12}
-};
-
 // 32 bytes whose low nibbles are 32 columns and whose high ones the next 32. low, high: [16], paired.
 void pair_nibbles(const uint8_t* bytes, uint8_t* low, uint8_t* high) {
   for (int i = 0; i < 16; ++i) {
@@ -117,47 +103,43 @@ void pair_nibbles(const uint8_t* bytes, uint8_t* low, uint8_t* high) {
   }
 }
 
-void pair_q4_k(const uint8_t* block, SuperBlock& out) {
-  for (int run = 0; run < 4; ++run)
-    pair_nibbles(block + 16 + 32 * run, out.nibbles[2 * run], out.nibbles[2 * run + 1]);
+void write_q4_k(const uint8_t* const (&rows)[kPanelRows], int64_t at, uint8_t* panel) {
+  uint8_t nibbles[kPanelRows][8][16];  // of 32 columns: byte i holds columns i and i + 16
+  for (int r = 0; r < kPanelRows; ++r) {
+    for (int run = 0; run < 4; ++run)
+      pair_nibbles(rows[r] + at + 16 + 32 * run, nibbles[r][2 * run], nibbles[r][2 * run + 1]);
+  }
+  for (int s = 0; s < 8; ++s) interleave(1, [&](int r) { return nibbles[r][s]; }, panel + s * code_bytes(4));
 }
 
-// Swaps the bits of `mask << shift` in a with those of `mask` in b.
-void swap_bits(uint64_t& a, uint64_t& b, int shift, uint64_t mask) {
-  const uint64_t differ = (a >> shift ^ b) & mask;
-  b ^= differ;
-  a ^= differ << shift;
-}
-
-void pair_q6_k(const uint8_t* block, SuperBlock& out) {
-  for (int half = 0; half < 2; ++half) {
-    const uint8_t* low = block + 64 * half;
-    const uint8_t* high = block + 128 + 32 * half;
-    for (int run = 0; run < 2; ++run)
-      pair_nibbles(low + 32 * run, out.nibbles[4 * half + run], out.nibbles[4 * half + run + 2]);
-    // A byte has bits of four blocks of 32 columns; a byte of the panel those of four quads of one block.
-    uint64_t quads[4];  // j: quads j and j + 4
-    for (int j = 0; j < 4; ++j)
-      quads[j] = load_quad(high + 4 * j) | static_cast<uint64_t>(load_quad(high + 16 + 4 * j)) << 32;
-    swap_bits(quads[0], quads[1], 2, 0x3333333333333333);
-    swap_bits(quads[2], quads[3], 2, 0x3333333333333333);
-    swap_bits(quads[0], quads[2], 4, 0x0F0F0F0F0F0F0F0F);
-    swap_bits(quads[1], quads[3], 4, 0x0F0F0F0F0F0F0F0F);
-    std::memcpy(out.top + 4 * half, quads, sizeof(quads));
+// The 256 codes of a row of q6_k. codes: [8][32]; of four quads the fourth is spread over the top bits of the
+// others, and nothing is left in its place.
+void spread_q6_k(const uint8_t* block, uint8_t (&codes)[8][32]) {
+  for (int s = 0; s < 8; ++s) {
+    const uint8_t* low = block + 64 * (s / 4) + 32 * (s % 2);
+    const uint8_t* high = block + 128 + 32 * (s / 4);
+    const int low_shift = s % 4 / 2 * 4, high_shift = s % 4 * 2;
+    for (int i = 0; i < 32; ++i)
+      codes[s][i] = static_cast<uint8_t>((low[i] >> low_shift & 0x0F) | (high[i] >> high_shift & 3) << 4);
+    for (int half = 0; half < 2; ++half) {
+      Quads quads = load_quads(codes[s] + 16 * half);
+      const uint32_t last = quads[3];
+      quads |= Quads{last << 2, last << 4, last << 6, 0} & 0xC0C0C0C0U;
+      store_quads(codes[s] + 16 * half, quads);
+    }
   }
 }
 
-// Writes the codes of the super-blocks at `at` of every row of a panel.
-void write_super_blocks(DType dtype, const uint8_t* const (&rows)[kPanelRows], int64_t at, uint8_t* panel) {
-  const int bits = code_format(dtype).bits;
-  SuperBlock blocks[kPanelRows];
-  for (int r = 0; r < kPanelRows; ++r)
-    dtype == DType::q4_k ? pair_q4_k(rows[r] + at, blocks[r]) : pair_q6_k(rows[r] + at, blocks[r]);
-  for (int s = 0; s < 8; ++s, panel += code_bytes(bits)) {
-    interleave(1, [&](int r) { return blocks[r].nibbles[s]; }, panel);
-    for (int r = 0; bits == 6 && r < kPanelRows; ++r) {
-      store_quad(panel + 256 + 4 * r, static_cast<uint32_t>(blocks[r].top[s]));
-      store_quad(panel + 320 + 4 * r, static_cast<uint32_t>(blocks[r].top[s] >> 32));
+void write_q6_k(const uint8_t* const (&rows)[kPanelRows], int64_t at, uint8_t* panel) {
+  uint8_t codes[4][8][32];
+  for (int r = 0; r < kPanelRows; r += 4) {
+    for (int i = 0; i < 4; ++i) spread_q6_k(rows[r + i] + at, codes[i]);
+    for (int s = 0; s < 8; ++s) {
+      for (int half = 0; half < 2; ++half) {
+        Quads quads[4];
+        for (int i = 0; i < 4; ++i) quads[i] = load_quads(codes[i][s] + 16 * half);
+        transpose<3>(quads, panel + s * code_bytes(6) + 192 * half + 4 * r);
+      }
     }
   }
 }
@@ -166,9 +148,13 @@ uint8_t read_code(int bits, const uint8_t* panel, int64_t r, int64_t column) {
   const int64_t j = column / 4;
   const int64_t at = 4 * r + column % 4;
   if (bits == 8) return panel[64 * j + at];
+  if (bits == 6) {
+    const uint8_t* three = panel + 192 * (j / 4) + at;
+    if (j % 4 < 3) return three[64 * (j % 4)] & 0x3F;
+    return static_cast<uint8_t>((three[0] >> 6) << 4 | (three[64] >> 6) << 2 | three[128] >> 6);
+  }
   uint8_t code = panel[64 * (j % 4) + at] >> (j / 4 * 4) & 0x0F;
   if (bits == 5) code |= (panel[256 + at] >> j & 1) << 4;
-  if (bits == 6) code |= (panel[256 + 64 * (j / 4) + at] >> (2 * (j % 4)) & 3) << 4;
   return code;
 }
 
@@ -258,8 +244,8 @@ void pack_plain_panel(const StoredTensor& tensor, const PanelRows& rows, int64_t
 void write_unit_codes(DType dtype, const uint8_t* const (&rows)[kPanelRows], int64_t at, int64_t columns,
                       uint8_t* out) {
   switch (dtype) {
-    case DType::q4_k:
-    case DType::q6_k: return write_super_blocks(dtype, rows, at, out);
+    case DType::q4_k: return write_q4_k(rows, at, out);
+    case DType::q6_k: return write_q6_k(rows, at, out);
     case DType::mlx_q8:
       for (int64_t k = 0; k < columns; k += kBlock)
         interleave(2, [&](int r) { return rows[r] + at + k; }, out + k / kBlock * code_bytes(8));

@@ -13,14 +13,15 @@
 //   q8_0       d f16[16], codes + 128                  (32)
 //   q4_k       d f16[16], dmin f16[16], scale u8[8][16], min u8[8][16], 8 x codes         (256)
 //   q5_k       d f16[16], dmin f16[16], scale u8[8][16], min u8[8][16], 8 x codes + bit 4 (256)
-//   q6_k       d f16[16], scale i8[16][16], 8 x (codes, bits 4-5)                         (256)
+//   q6_k       d f16[16], scale i8[16][16], 8 x codes                                     (256)
 //   mlx_q4, 8  scale[16], bias[16] in the file's type, group / 32 x codes                 (group)
 //
 // Codes of 32 columns come as 8 quads; quad j holds columns 4j..4j+3 of every row, 64 bytes:
 // byte 4r + i is column 4j + i of row r.
 //   4 bits: 256 bytes; byte b of vector v has quad v in its low nibble and quad v + 4 in its high.
-//   bit 4: 64 bytes; bit j of a byte belongs to quad j.  bits 4-5: 128 bytes; vector v has quads
-//   4v..4v+3, two bits each from the lowest.  8 bits: 512 bytes, quad after quad.
+//   bit 4: 64 bytes; bit j of a byte belongs to quad j.
+//   6 bits: 384 bytes; vectors 3h..3h+2 have quads 4h..4h+2 in their low six bits and quad 4h + 3 in
+//   their top two, its bits 4-5, 2-3, 0-1.  8 bits: 512 bytes, quad after quad.
 //
 // Long rows are cut into strips of columns, each packed like a matrix of its own, one strip after the other:
 // the activations of a strip's columns then stay in the nearest cache while its panels pass through it.

@@ -372,8 +372,7 @@ template <typename Codes, typename Form, int R, int P, typename Acc, typename Un
 // A few rows: codes are taken as they lie.
 template <typename Format, typename Form, int R, int P>
 void fixed_rows(const LinearArgs& args, const typename Form::Block* first, int64_t panel, int64_t row,
-                const Fetching<Format::kSharesFetching>& what) {
-  Fetching fetching = what;
+                auto fetching) {
   using Codes = Stored<Format, Form, typename Form::template Products<Format::kBits>>;
   const quant::PanelMatrix& w = *args.weight;
   const int64_t sub_blocks = Format::sub_blocks(w);

@@ -20,9 +20,10 @@ inline B quad_codes<5>(const std::byte* p, int j) {
 }
 template <>
 inline B quad_codes<6>(const std::byte* p, int j) {
-  const B high = load_bytes(p + 256 + 64 * (j / 4));
-  const int at = 2 * (j % 4);
-  return quad_codes<4>(p, j) | ((at <= 4 ? high << (4 - at) : high >> (at - 4)) & 0x30);
+  p += 192 * (j / 4);
+  if (j % 4 < 3) return load_bytes(p + 64 * (j % 4)) & 0x3F;
+  return ((load_bytes(p) >> 2) & 0x30) | ((load_bytes(p + 64) >> 4) & 0x0C) |
+         ((load_bytes(p + 128) >> 6) & 0x03);
 }
 template <>
 inline B quad_codes<8>(const std::byte* p, int j) {

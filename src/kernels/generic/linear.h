@@ -3,8 +3,7 @@
 
 // A few rows: weights are widened as they come.
 template <typename Format, int R, int P>
-void plain_rows(const LinearArgs& args, int64_t panel, int64_t row, const Fetching<false>& what) {
-  Fetching fetching = what;
+void plain_rows(const LinearArgs& args, int64_t panel, int64_t row, auto fetching) {
   const std::byte* at[P];
   for (int p = 0; p < P; ++p) at[p] = args.weight->panel(panel + p);
   const float* x = args.x + row * args.x_stride;

@@ -107,6 +107,12 @@ class Fetching {
   int64_t share_ = 0;  // bytes to be fetched for each byte of a panel, times 2^kShareBits
 };
 
+// Nothing is asked for: loads run ahead far enough, and the shorter the loop, the further.
+struct NoFetching {
+  template <int P>
+  void step(const std::byte* const (&)[P], int64_t, int64_t) {}
+};
+
 // Calls run<R, P>(row, count, panel, fetching) over all rows and panels [begin, end), P = kPanelTile together
 // where there are as many and memory does not want one stream. Rows are taken together in tiles of R = kTile
 // and smaller last ones, count being R; or, if kInTurn, `count` <= kTile in turn where there are more than
@@ -116,7 +122,7 @@ template <int kTile, bool kInTurn, bool kShares, typename Run>
 inline void tile(const LinearArgs& args, int64_t begin, int64_t end, const Run& run) {
   const quant::PanelMatrix& w = *args.weight;
   const bool one_stream = takes_one_stream(args.rows);
-  const bool unfetched = one_stream && args.rows == 1 && kLoadsRunAhead;
+  const bool unfetched = one_stream && args.rows == 1 && kLoadsRunAhead && args.fetched == nullptr;
   const bool ahead = kShares && args.rows > kTile && args.rows <= kFewTiles * kTile;
   const int64_t start = begin;
   for (; begin < end; begin += kPanelsTogether) {
@@ -125,11 +131,14 @@ inline void tile(const LinearArgs& args, int64_t begin, int64_t end, const Run& 
       const int64_t rows = std::min(kRowsTogether, args.rows - first);
       const auto panels = [&]<int kRows, int P>(int64_t panel) {
         const auto at = [&]<int R>(int64_t row, int64_t count) {
+          if constexpr (kLoadsRunAhead && R == 1 && P == 1) {
+            if (unfetched) return run.template operator()<R, P>(first + row, count, panel, NoFetching());
+          }
           Fetching<kShares> fetching;
           const bool foremost = first == 0 && row == 0;
           if (foremost && args.fetched != nullptr)
             fetching = Fetching<kShares>::elsewhere(args.fetched + (w.panel(panel) - w.bytes), P);
-          else if (foremost && !unfetched && (panel == start || !ahead))
+          else if (foremost && (panel == start || !ahead))
             fetching = Fetching<kShares>::own(w);
           else if (ahead && panel + P < end)
             fetching = Fetching<kShares>::share(w, panel + P, P, row, count, rows);
