@@ -30,17 +30,22 @@ Quads load_quads(const uint8_t* p) {
 }
 void store_quads(uint8_t* p, Quads quads) { std::memcpy(p, &quads, sizeof(quads)); }
 
-// Writes dword v < kDwords of four rows at out + 64 * v, side by side. rows: 16 bytes of each.
-template <int kDwords = 4>
-void transpose(const Quads (&rows)[4], uint8_t* out) {
+// Dword v of four rows side by side, v by v. rows: 16 bytes of each.
+std::array<Quads, 4> transposed(const Quads (&rows)[4]) {
   const Quads ab_low = __builtin_shufflevector(rows[0], rows[1], 0, 4, 1, 5);
   const Quads ab_high = __builtin_shufflevector(rows[0], rows[1], 2, 6, 3, 7);
   const Quads cd_low = __builtin_shufflevector(rows[2], rows[3], 0, 4, 1, 5);
   const Quads cd_high = __builtin_shufflevector(rows[2], rows[3], 2, 6, 3, 7);
-  store_quads(out, __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5));
-  store_quads(out + 64, __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7));
-  store_quads(out + 128, __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5));
-  if constexpr (kDwords == 4) store_quads(out + 192, __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7));
+  return {__builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5),
+          __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7),
+          __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5),
+          __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)};
+}
+
+// Writes dword v of four rows at out + 64 * v, side by side.
+void transpose(const Quads (&rows)[4], uint8_t* out) {
+  const std::array<Quads, 4> dwords = transposed(rows);
+  for (int v = 0; v < 4; ++v) store_quads(out + 64 * v, dwords[v]);
 }
 
 // Writes dword v of every row at out + 64 * v, rows side by side, for 4 * `vectors` dwords. `row(r)` points
@@ -112,33 +117,32 @@ void write_q4_k(const uint8_t* const (&rows)[kPanelRows], int64_t at, uint8_t* p
   for (int s = 0; s < 8; ++s) interleave(1, [&](int r) { return nibbles[r][s]; }, panel + s * code_bytes(4));
 }
 
-// The 256 codes of a row of q6_k. codes: [8][32]; of four quads the fourth is spread over the top bits of the
-// others, and nothing is left in its place.
-void spread_q6_k(const uint8_t* block, uint8_t (&codes)[8][32]) {
-  for (int s = 0; s < 8; ++s) {
-    const uint8_t* low = block + 64 * (s / 4) + 32 * (s % 2);
-    const uint8_t* high = block + 128 + 32 * (s / 4);
-    const int low_shift = s % 4 / 2 * 4, high_shift = s % 4 * 2;
-    for (int i = 0; i < 32; ++i)
-      codes[s][i] = static_cast<uint8_t>((low[i] >> low_shift & 0x0F) | (high[i] >> high_shift & 3) << 4);
-    for (int half = 0; half < 2; ++half) {
-      Quads quads = load_quads(codes[s] + 16 * half);
-      const uint32_t last = quads[3];
-      quads |= Quads{last << 2, last << 4, last << 6, 0} & 0xC0C0C0C0U;
-      store_quads(codes[s] + 16 * half, quads);
-    }
+// The 256 codes of a row of q6_k, a byte each: quads of columns 32 s + 16 half + {0, 4, 8, 12}.
+void read_q6_k(const uint8_t* block, Quads (&codes)[8][2]) {
+  constexpr uint32_t kLow = 0x0F0F0F0F, kTop = 0x30303030;
+  for (int i = 0; i < 4; ++i) {  // 128 columns, and of each 32 these 16
+    const uint8_t* at = block + 64 * (i / 2) + 16 * (i % 2);
+    const Quads even = load_quads(at), odd = load_quads(at + 32);
+    const Quads top = load_quads(block + 128 + 16 * i);
+    Quads(*blocks)[2] = codes + 4 * (i / 2);
+    blocks[0][i % 2] = (even & kLow) | (top << 4 & kTop);
+    blocks[1][i % 2] = (odd & kLow) | (top << 2 & kTop);
+    blocks[2][i % 2] = (even >> 4 & kLow) | (top & kTop);
+    blocks[3][i % 2] = (odd >> 4 & kLow) | (top >> 2 & kTop);
   }
 }
 
 void write_q6_k(const uint8_t* const (&rows)[kPanelRows], int64_t at, uint8_t* panel) {
-  uint8_t codes[4][8][32];
+  constexpr uint32_t kTop = 0xC0C0C0C0;
+  Quads codes[4][8][2];
   for (int r = 0; r < kPanelRows; r += 4) {
-    for (int i = 0; i < 4; ++i) spread_q6_k(rows[r + i] + at, codes[i]);
+    for (int i = 0; i < 4; ++i) read_q6_k(rows[r + i] + at, codes[i]);
     for (int s = 0; s < 8; ++s) {
       for (int half = 0; half < 2; ++half) {
-        Quads quads[4];
-        for (int i = 0; i < 4; ++i) quads[i] = load_quads(codes[i][s] + 16 * half);
-        transpose<3>(quads, panel + s * code_bytes(6) + 192 * half + 4 * r);
+        const std::array<Quads, 4> quads =
+            transposed({codes[0][s][half], codes[1][s][half], codes[2][s][half], codes[3][s][half]});
+        uint8_t* out = panel + s * code_bytes(6) + 192 * half + 4 * r;
+        for (int v = 0; v < 3; ++v) store_quads(out + 64 * v, quads[v] | (quads[3] << (2 * v + 2) & kTop));
       }
     }
   }
