@@ -120,7 +120,7 @@ void write_q4_k(const uint8_t* const (&rows)[kPanelRows], int64_t at, uint8_t* p
 // The 256 codes of a row of q6_k, a byte each: quads of columns 32 s + 16 half + {0, 4, 8, 12}.
 void read_q6_k(const uint8_t* block, Quads (&codes)[8][2]) {
   constexpr uint32_t kLow = 0x0F0F0F0F, kTop = 0x30303030;
-  for (int i = 0; i < 4; ++i) {  // 128 columns, and of each 32 these 16
+  for (int i = 0; i < 4; ++i) {  // from column 128 (i / 2) on, and of each 32 there from 16 (i % 2) on
     const uint8_t* at = block + 64 * (i / 2) + 16 * (i % 2);
     const Quads even = load_quads(at), odd = load_quads(at + 32);
     const Quads top = load_quads(block + 128 + 16 * i);
