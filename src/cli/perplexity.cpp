@@ -29,9 +29,9 @@ void run(const Flags& flags) {
   int64_t count = 0;
   const int64_t context = options.context > 0 ? options.context : model->info().context;
   if (context < flags.window.value_or(2)) {
-    throw Error(ErrorCode::invalid_argument, "[perplexity] --window: expected at most the context, " +
-                                                 counted(context, "token") + ", got " +
-                                                 std::to_string(flags.window.value_or(2)));
+    throw Error(ErrorCode::invalid_argument, "[perplexity] context: expected room for a window of " +
+                                                 counted(flags.window.value_or(2), "token") + ", got " +
+                                                 std::to_string(context));
   }
   // Windows overlap by one token, so that every token but the first is predicted once.
   const auto window = static_cast<size_t>(flags.window.value_or(std::min<int64_t>(512, context)));
